@@ -1,0 +1,40 @@
+# Everything a person needs is one of these targets; `make` alone lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test chaos check lock clean
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+venv: $(VENV)/.ready   ## the environment alone
+$(VENV)/.ready: pyproject.toml requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "livevec needs Python 3.11 or newer: install the package python3.11 (and python3.11-venv)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "python's venv is missing: install the package python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar on --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: venv       ## everything, live: servers, a real corpus, edits, percentiles, a search
+	$(BIN)/livevec demo
+
+test: venv       ## all tests, with the real servers, which they start and stop
+	$(BIN)/python -m pytest tests -m "not chaos"
+
+chaos: venv      ## the long fault tests
+	$(BIN)/python -m pytest tests -m chaos
+
+check: venv      ## style, types and the floors of the house
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+lock:            ## renew the locks (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --extra local --extra dev pyproject.toml -o requirements-dev.lock
+
+clean:           ## forget the embedded stack's state and downloads
+	[ ! -x $(BIN)/livevec ] || $(BIN)/livevec down || true
+	rm -rf .livevec
