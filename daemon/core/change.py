@@ -1,0 +1,66 @@
+"""A change: what one record of the log says about one row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from daemon.core.version import LogVersion
+
+Row = Mapping[str, Any]
+"""A row by column name, values as Debezium's JSON carries them (numbers, strings, booleans, None, lists)."""
+
+
+class Operation(StrEnum):
+    UPSERT = "upsert"
+    DELETE = "delete"
+    TRUNCATE = "truncate"
+    REREAD = "reread"
+    """The record is only a hint that the row changed: read it from the source (with its own snapshot)."""
+
+
+class Outcome(StrEnum):
+    """How a change ended; every change read ends as exactly one of these."""
+
+    EMBEDDED = "embedded"
+    UNCHANGED = "unchanged"
+    METADATA = "metadata"
+    COLLAPSED = "collapsed"
+    SUPERSEDED = "superseded"
+    DELETED = "deleted"
+    TRUNCATED = "truncated"
+    DEAD_LETTERED = "dead_lettered"
+    IGNORED = "ignored"
+    """Nothing to project: tombstones, heartbeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a record stands in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of one row.
+
+    Attributes:
+        operation: what to do.
+        key: values of the primary key's columns, in the key's order; empty for TRUNCATE.
+        row: the row's values after the change; None unless UPSERT.
+        version: place in the log; None when the log does not tell it (a hint).
+        wait_xid: for REREAD: the change's xid; its row may be read once this is visible. None: at once.
+        committed_at_s: commit time at the source, seconds since the epoch.
+        appended_at_s: when the record was appended to Kafka.
+    """
+
+    operation: Operation
+    key: tuple[str, ...]
+    row: Row | None
+    version: LogVersion | None
+    wait_xid: int | None
+    committed_at_s: float
+    appended_at_s: float
