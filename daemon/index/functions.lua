@@ -1,0 +1,183 @@
+#!lua name=livevec
+
+-- The version rule, and every write that is made under it. One call is atomic for a document, its chunks and
+-- its bookkeeping: all of them carry the hash tag of one bucket, so the keys derived here from the stem are in
+-- the slot of the keys that are named, in a Redis Cluster too.
+--
+-- KEYS[1] bookkeeping of the document (hash): v version, h content hash, m metadata hash, n chunks,
+--         c column hashes; a deleted document keeps v and x=1 and expires
+-- KEYS[2] floor of the document's bucket (string): a version that every later write must beat
+-- KEYS[3] stem of the document's keys; chunk i is the hash `stem:i`
+--
+-- Versions are text (daemon/core/version.py): L:era:commit_lsn:lsn:xid or S:era:xmin:xmax:xip,xip
+-- Numbers in Lua are doubles, which cannot hold 64 bits: versions are compared as decimal strings.
+
+local APPLIED, SUPERSEDED, CONFLICT, ABSENT = 1, 0, 2, 3
+
+local function compare(a, b)
+  if #a ~= #b then return #a < #b and -1 or 1 end
+  if a == b then return 0 end
+  return a < b and -1 or 1
+end
+
+local function parse(text)
+  local kind, era, first, second, third = string.match(text, '^([LS]):(%d+):(%d+):(%d+):([%d,]*)$')
+  if not kind then error({err = 'LIVEVEC malformed version: ' .. text}) end
+  return {kind = kind, era = era, first = first, second = second, third = third}
+end
+
+local function sees(snapshot, xid)
+  if compare(xid, snapshot.second) >= 0 then return false end
+  return not string.find(',' .. snapshot.third .. ',', ',' .. xid .. ',', 1, true)
+end
+
+local function running(snapshot)
+  if snapshot.third == '' then return 0 end
+  local _, commas = string.gsub(snapshot.third, ',', '')
+  return commas + 1
+end
+
+-- Snapshots of one primary are nested sets: the one that has completed more is later.
+local function snapshot_order(a, b)
+  local order = compare(a.second, b.second)
+  if order ~= 0 then return order end
+  return running(b) - running(a)
+end
+
+local function replaces(write, stored)
+  local era = compare(write.era, stored.era)
+  if era ~= 0 then return era > 0 end
+  if write.kind == 'L' and stored.kind == 'L' then
+    local commit = compare(write.first, stored.first)
+    if commit ~= 0 then return commit > 0 end
+    return compare(write.second, stored.second) > 0
+  end
+  if write.kind == 'L' then return not sees(stored, write.third) end
+  if stored.kind == 'L' then return sees(write, stored.third) end
+  return snapshot_order(write, stored) >= 0
+end
+
+local function sweeps(floor, stored)
+  if floor.kind == 'S' and stored.kind == 'S' and compare(floor.era, stored.era) == 0 then
+    return snapshot_order(floor, stored) > 0
+  end
+  return replaces(floor, stored)
+end
+
+local function beats_all(version, meta_key, floor_key)
+  local write = parse(version)
+  local stored = redis.call('HGET', meta_key, 'v')
+  if stored and not replaces(write, parse(stored)) then return false end
+  local floor = redis.call('GET', floor_key)
+  return not (floor and not replaces(write, parse(floor)))
+end
+
+local function drop_chunks(stem, first, count)
+  for i = first, count - 1 do redis.call('UNLINK', stem .. ':' .. i) end
+end
+
+local function stored_chunks(meta_key)
+  return tonumber(redis.call('HGET', meta_key, 'n') or '0')
+end
+
+-- ARGV: version, content hash, metadata hash, column hashes, chunks n, fields f,
+--       f times (name, value) shared by all chunks, n times (text, embedding)
+-- The chunks are written whole: what an earlier row left in a hash does not stay.
+local function put(keys, args)
+  local meta_key, floor_key, stem = keys[1], keys[2], keys[3]
+  if not beats_all(args[1], meta_key, floor_key) then return SUPERSEDED end
+  local chunks, fields = tonumber(args[5]), tonumber(args[6])
+  local before = stored_chunks(meta_key)
+  local at = 6 + 2 * fields
+  for i = 0, chunks - 1 do
+    local key = stem .. ':' .. i
+    local hash = {'chunk', tostring(i), 'text', args[at + 1], 'embedding', args[at + 2]}
+    for f = 7, 6 + 2 * fields do hash[#hash + 1] = args[f] end
+    if i < before then redis.call('DEL', key) end
+    redis.call('HSET', key, unpack(hash))
+    at = at + 2
+  end
+  drop_chunks(stem, chunks, before)
+  redis.call('HSET', meta_key, 'v', args[1], 'h', args[2], 'm', args[3], 'c', args[4], 'n', args[5])
+  if redis.call('HDEL', meta_key, 'x') == 1 then redis.call('PERSIST', meta_key) end
+  return APPLIED
+end
+
+-- ARGV: version, planned content hash, metadata hash, column hashes, fields f, f times (name, value),
+--       then the names of the fields to remove
+-- For a row whose text did not change: the vector stays, the version moves on. Refused (CONFLICT: plan again)
+-- if another text is stored by now or a chunk is gone.
+local function touch(keys, args)
+  local meta_key, floor_key, stem = keys[1], keys[2], keys[3]
+  if not beats_all(args[1], meta_key, floor_key) then return SUPERSEDED end
+  local stored = redis.call('HMGET', meta_key, 'h', 'm', 'n')
+  if stored[1] ~= args[2] then return CONFLICT end
+  local chunks = tonumber(stored[3])
+  for i = 0, chunks - 1 do
+    if redis.call('EXISTS', stem .. ':' .. i) == 0 then return CONFLICT end
+  end
+  if stored[2] ~= args[3] then
+    local fields = tonumber(args[5])
+    for i = 0, chunks - 1 do
+      if fields > 0 then redis.call('HSET', stem .. ':' .. i, unpack(args, 6, 5 + 2 * fields)) end
+      if #args > 5 + 2 * fields then redis.call('HDEL', stem .. ':' .. i, unpack(args, 6 + 2 * fields)) end
+    end
+  end
+  redis.call('HSET', meta_key, 'v', args[1], 'm', args[3], 'c', args[4])
+  return APPLIED
+end
+
+-- ARGV: version, lifetime of the marker in milliseconds
+local function delete(keys, args)
+  local meta_key, floor_key, stem = keys[1], keys[2], keys[3]
+  if not beats_all(args[1], meta_key, floor_key) then return SUPERSEDED end
+  local there = redis.call('HEXISTS', meta_key, 'h') == 1
+  drop_chunks(stem, 0, stored_chunks(meta_key))
+  redis.call('HDEL', meta_key, 'h', 'm', 'c', 'n')
+  redis.call('HSET', meta_key, 'v', args[1], 'x', '1')
+  redis.call('PEXPIRE', meta_key, args[2])
+  return there and APPLIED or ABSENT
+end
+
+-- KEYS[1] floor; ARGV: version
+local function raise_floor(keys, args)
+  local floor = redis.call('GET', keys[1])
+  if floor and not replaces(parse(args[1]), parse(floor)) then return SUPERSEDED end
+  redis.call('SET', keys[1], args[1])
+  return APPLIED
+end
+
+-- ARGV: version. Removes the document (or marker) if the sweep's version is newer than it.
+local function sweep(keys, args)
+  local meta_key, stem = keys[1], keys[3]
+  local stored = redis.call('HGET', meta_key, 'v')
+  if not stored then return ABSENT end
+  if not sweeps(parse(args[1]), parse(stored)) then return SUPERSEDED end
+  drop_chunks(stem, 0, stored_chunks(meta_key))
+  redis.call('UNLINK', meta_key)
+  return APPLIED
+end
+
+-- KEYS[1] positions (hash); ARGV: times (field, expected value or '', new value)
+-- Compare and set, all or nothing. Answers 1, or the fields whose value is not the expected one, each with its
+-- value: this is not the Redis that was written to.
+local function advance(keys, args)
+  local differing = {}
+  for i = 1, #args, 3 do
+    local stored = redis.call('HGET', keys[1], args[i]) or ''
+    if stored ~= args[i + 1] then
+      differing[#differing + 1] = args[i]
+      differing[#differing + 1] = stored
+    end
+  end
+  if #differing > 0 then return differing end
+  for i = 1, #args, 3 do redis.call('HSET', keys[1], args[i], args[i + 2]) end
+  return APPLIED
+end
+
+redis.register_function('livevec_put', put)
+redis.register_function('livevec_touch', touch)
+redis.register_function('livevec_delete', delete)
+redis.register_function('livevec_raise_floor', raise_floor)
+redis.register_function('livevec_sweep', sweep)
+redis.register_function('livevec_advance', advance)
