@@ -4,8 +4,8 @@
 -- its bookkeeping: all of them carry the hash tag of one bucket, so the keys derived here from the stem are in
 -- the slot of the keys that are named, in a Redis Cluster too.
 --
--- KEYS[1] bookkeeping of the document (hash): v version, h content hash, m metadata hash, n chunks,
---         c column hashes; a deleted document keeps v and x=1 and expires
+-- KEYS[1] bookkeeping of the document (hash): v version, h content hash, m metadata hash, n chunks;
+--         a deleted document keeps v and x=1 and expires
 -- KEYS[2] floor of the document's bucket (string): a version that every later write must beat
 -- KEYS[3] stem of the document's keys; chunk i is the hash `stem:i`
 --
@@ -80,31 +80,30 @@ local function stored_chunks(meta_key)
   return tonumber(redis.call('HGET', meta_key, 'n') or '0')
 end
 
--- ARGV: version, content hash, metadata hash, column hashes, chunks n, fields f,
+-- ARGV: version, content hash, metadata hash, chunks n, fields f,
 --       f times (name, value) shared by all chunks, n times (text, embedding)
 -- The chunks are written whole: what an earlier row left in a hash does not stay.
 local function put(keys, args)
   local meta_key, floor_key, stem = keys[1], keys[2], keys[3]
   if not beats_all(args[1], meta_key, floor_key) then return SUPERSEDED end
-  local chunks, fields = tonumber(args[5]), tonumber(args[6])
+  local chunks, fields = tonumber(args[4]), tonumber(args[5])
   local before = stored_chunks(meta_key)
-  local at = 6 + 2 * fields
+  local at = 5 + 2 * fields
   for i = 0, chunks - 1 do
     local key = stem .. ':' .. i
     local hash = {'chunk', tostring(i), 'text', args[at + 1], 'embedding', args[at + 2]}
-    for f = 7, 6 + 2 * fields do hash[#hash + 1] = args[f] end
+    for f = 6, 5 + 2 * fields do hash[#hash + 1] = args[f] end
     if i < before then redis.call('DEL', key) end
     redis.call('HSET', key, unpack(hash))
     at = at + 2
   end
   drop_chunks(stem, chunks, before)
-  redis.call('HSET', meta_key, 'v', args[1], 'h', args[2], 'm', args[3], 'c', args[4], 'n', args[5])
+  redis.call('HSET', meta_key, 'v', args[1], 'h', args[2], 'm', args[3], 'n', args[4])
   if redis.call('HDEL', meta_key, 'x') == 1 then redis.call('PERSIST', meta_key) end
   return APPLIED
 end
 
--- ARGV: version, planned content hash, metadata hash, column hashes, fields f, f times (name, value),
---       then the names of the fields to remove
+-- ARGV: version, planned content hash, metadata hash, fields f, f times (name, value), then the names of the fields to remove
 -- For a row whose text did not change: the vector stays, the version moves on. Refused (CONFLICT: plan again)
 -- if another text is stored by now or a chunk is gone.
 local function touch(keys, args)
@@ -117,13 +116,13 @@ local function touch(keys, args)
     if redis.call('EXISTS', stem .. ':' .. i) == 0 then return CONFLICT end
   end
   if stored[2] ~= args[3] then
-    local fields = tonumber(args[5])
+    local fields = tonumber(args[4])
     for i = 0, chunks - 1 do
-      if fields > 0 then redis.call('HSET', stem .. ':' .. i, unpack(args, 6, 5 + 2 * fields)) end
-      if #args > 5 + 2 * fields then redis.call('HDEL', stem .. ':' .. i, unpack(args, 6 + 2 * fields)) end
+      if fields > 0 then redis.call('HSET', stem .. ':' .. i, unpack(args, 5, 4 + 2 * fields)) end
+      if #args > 4 + 2 * fields then redis.call('HDEL', stem .. ':' .. i, unpack(args, 5 + 2 * fields)) end
     end
   end
-  redis.call('HSET', meta_key, 'v', args[1], 'm', args[3], 'c', args[4])
+  redis.call('HSET', meta_key, 'v', args[1], 'm', args[3])
   return APPLIED
 end
 
@@ -133,7 +132,7 @@ local function delete(keys, args)
   if not beats_all(args[1], meta_key, floor_key) then return SUPERSEDED end
   local there = redis.call('HEXISTS', meta_key, 'h') == 1
   drop_chunks(stem, 0, stored_chunks(meta_key))
-  redis.call('HDEL', meta_key, 'h', 'm', 'c', 'n')
+  redis.call('HDEL', meta_key, 'h', 'm', 'n')
   redis.call('HSET', meta_key, 'v', args[1], 'x', '1')
   redis.call('PEXPIRE', meta_key, args[2])
   return there and APPLIED or ABSENT
