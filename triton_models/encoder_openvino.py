@@ -1,0 +1,117 @@
+"""A BERT-family encoder as an OpenVINO graph, made from its tensors: no torch, no ONNX, half a second."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from triton_models.source import EncoderShape, ModelSource, ModelSourceError
+from triton_models.weights import FloatArray, read_safetensors
+
+MASKED = np.float32(-1e4)  # added to attention scores of padding; finite in bfloat16 and float16 too
+
+
+def save_encoder(source: ModelSource, path: Path) -> None:
+    """Writes path and its .bin: input_ids, attention_mask [batch, tokens] -> embedding [batch, dim]."""
+    ov.save_model(encoder_graph(source), path, compress_to_fp16=False)
+
+
+def encoder_graph(source: ModelSource) -> ov.Model:
+    return _Encoder(source).graph()
+
+
+def _constant(values: object, dtype: type[np.generic] = np.float32) -> ov.Node:
+    return op.constant(np.array(values, dtype))
+
+
+class _Encoder:
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self._shape: EncoderShape = source.shape
+        self._tensors = read_safetensors(source.weights)
+        found = (name for name in self._tensors if name.endswith("embeddings.word_embeddings.weight"))
+        self._prefix = next(found, "").removesuffix("embeddings.word_embeddings.weight")
+
+    def graph(self) -> ov.Model:
+        ids = op.parameter([-1, -1], np.int64, name="input_ids")
+        mask = op.parameter([-1, -1], np.int64, name="attention_mask")
+        ids.output(0).set_names({"input_ids"})
+        mask.output(0).set_names({"attention_mask"})
+        mask_f32 = op.convert(mask, np.float32)
+        attention_bias = op.multiply(
+            op.subtract(_constant(1.0), op.unsqueeze(mask_f32, _constant([1, 2], np.int64))),
+            _constant(MASKED),
+        )
+        hidden = self._embeddings(ids)
+        for layer in range(self._shape.layers):
+            hidden = self._layer(hidden, attention_bias, f"encoder.layer.{layer}.")
+        embedding = self._pooled(hidden, mask_f32)
+        if self._source.normalize:
+            embedding = op.normalize_l2(embedding, _constant([1], np.int64), 1e-12, "max")
+        embedding.output(0).set_names({"embedding"})
+        return ov.Model([op.result(embedding)], [ids, mask], "text_embedder")
+
+    def _tensor(self, name: str) -> FloatArray:
+        try:
+            return self._tensors[self._prefix + name]
+        except KeyError:
+            raise ModelSourceError(
+                f"{self._source.weights} has no tensor {name!r}; it is not a BERT-family encoder"
+            ) from None
+
+    def _embeddings(self, ids: ov.Node) -> ov.Node:
+        first = self._shape.position_offset
+        positions = self._tensor("embeddings.position_embeddings.weight")[
+            first : first + self._source.max_tokens
+        ]
+        # One sentence per text, so every token has type 0: its vector is folded into the positions.
+        positions = positions + self._tensor("embeddings.token_type_embeddings.weight")[0]
+        words = op.gather(
+            _constant(self._tensor("embeddings.word_embeddings.weight")), ids, _constant(0, np.int64)
+        )
+        length = op.gather(op.shape_of(ids), _constant([1], np.int64), _constant(0, np.int64))
+        axis = _constant([0], np.int64)
+        used = op.slice(_constant(positions), axis, length, _constant([1], np.int64), axis)
+        return self._layer_norm(op.add(words, op.unsqueeze(used, axis)), "embeddings.LayerNorm")
+
+    def _layer(self, hidden: ov.Node, attention_bias: ov.Node, prefix: str) -> ov.Node:
+        shape = self._shape
+        split = _constant([0, 0, shape.heads, shape.hidden_size // shape.heads], np.int64)
+        merge = _constant([0, 0, shape.hidden_size], np.int64)
+        heads_first = _constant([0, 2, 1, 3], np.int64)
+        query, key, value = (
+            op.transpose(
+                op.reshape(self._linear(hidden, f"{prefix}attention.self.{part}"), split, True), heads_first
+            )
+            for part in ("query", "key", "value")
+        )
+        attended = op.scaled_dot_product_attention(query, key, value, attention_bias, causal=False)
+        attended = op.reshape(op.transpose(attended, heads_first), merge, True)
+        attended = self._linear(attended, prefix + "attention.output.dense")
+        hidden = self._layer_norm(op.add(attended, hidden), prefix + "attention.output.LayerNorm")
+        expanded = self._activation(self._linear(hidden, prefix + "intermediate.dense"))
+        projected = self._linear(expanded, prefix + "output.dense")
+        return self._layer_norm(op.add(projected, hidden), prefix + "output.LayerNorm")
+
+    def _linear(self, x: ov.Node, name: str) -> ov.Node:
+        product = op.matmul(x, _constant(self._tensor(name + ".weight")), False, True)
+        return op.add(product, _constant(self._tensor(name + ".bias")[None, None]))
+
+    def _layer_norm(self, x: ov.Node, name: str) -> ov.Node:
+        centred = op.mvn(x, _constant([-1], np.int64), True, self._shape.layer_norm_epsilon, "inside_sqrt")
+        scaled = op.multiply(centred, _constant(self._tensor(name + ".weight")[None, None]))
+        return op.add(scaled, _constant(self._tensor(name + ".bias")[None, None]))
+
+    def _activation(self, x: ov.Node) -> ov.Node:
+        if self._shape.activation == "relu":
+            return op.relu(x)
+        return op.gelu(x, self._shape.activation)
+
+    def _pooled(self, hidden: ov.Node, mask_f32: ov.Node) -> ov.Node:
+        tokens_axis = _constant([1], np.int64)
+        if self._source.pooling == "cls":
+            return op.gather(hidden, _constant(0, np.int64), _constant(1, np.int64))
+        kept = op.multiply(hidden, op.unsqueeze(mask_f32, _constant([2], np.int64)))
+        total = op.reduce_sum(kept, tokens_axis, False)
+        return op.divide(total, op.maximum(op.reduce_sum(mask_f32, tokens_axis, True), _constant(1e-9)))

@@ -1,0 +1,188 @@
+"""A sentence-transformers folder: what it says about its model."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Pooling = Literal["mean", "cls"]
+Activation = Literal["erf", "tanh", "relu"]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "relu": "relu",
+}
+# Names that published models give to the prompt of a stored text and to that of a search.
+DOCUMENT_PROMPTS = ("document", "passage", "corpus", "text")
+QUERY_PROMPTS = ("query", "search_query")
+
+
+class ModelSourceError(Exception):
+    """The folder does not hold a model that can be built; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of a BERT-family encoder, from config.json."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    layer_norm_epsilon: float
+    activation: Activation
+    position_offset: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A local sentence-transformers folder, read and checked."""
+
+    folder: Path
+    shape: EncoderShape
+    max_tokens: int
+    pooling: Pooling
+    normalize: bool
+    document_prompt: str
+    query_prompt: str
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    def fingerprint(self) -> str:
+        """Names the embedding space: two builds with one fingerprint give comparable vectors."""
+        digest = hashlib.sha256()
+        for path in (self.weights, self.tokenizer):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        space = (
+            self.shape,
+            self.max_tokens,
+            self.pooling,
+            self.normalize,
+            self.document_prompt,
+            self.query_prompt,
+        )
+        digest.update(repr(space).encode())
+        return digest.hexdigest()[:32]
+
+
+def read_source(folder: Path) -> ModelSource:
+    """Reads `folder`; raises ModelSourceError where it is not a BERT-family sentence-transformers model."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ModelSourceError(
+                f"{folder} has no {name}; give the folder of a sentence-transformers model with its "
+                "weights as one safetensors file and a fast tokenizer"
+            )
+    shape = _encoder_shape(_read_json(folder / "config.json"), folder)
+    modules = _modules(folder)
+    sentence = _read_json(folder / "sentence_bert_config.json", optional=True)
+    document_prompt, query_prompt = _prompts(
+        _read_json(folder / "config_sentence_transformers.json", optional=True)
+    )
+    return ModelSource(
+        folder=folder,
+        shape=shape,
+        max_tokens=min(int(sentence.get("max_seq_length") or shape.positions), shape.positions),
+        pooling=_pooling(folder / modules.get("Pooling", "1_Pooling") / "config.json"),
+        # A bare transformer folder carries no modules.json; every such model is used with cosine.
+        normalize="Normalize" in modules or not modules,
+        document_prompt=document_prompt,
+        query_prompt=query_prompt,
+    )
+
+
+def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelSourceError(f"{path} is not valid JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ModelSourceError(f"{path} does not hold a JSON object; download it again")
+    return content
+
+
+def _encoder_shape(config: dict[str, Any], folder: Path) -> EncoderShape:
+    model_type = config.get("model_type", "bert")
+    if model_type not in ("bert", "roberta", "xlm-roberta"):
+        raise ModelSourceError(
+            f"{folder} holds a {model_type!r} model; bert, roberta and xlm-roberta can be built"
+        )
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ModelSourceError(f"{folder} uses relative positions; choose a model with absolute ones")
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise ModelSourceError(f"{folder} uses the activation {activation!r}; known: {sorted(ACTIVATIONS)}")
+    # RoBERTa numbers its positions from pad_token_id + 1.
+    offset = 0 if model_type == "bert" else int(config.get("pad_token_id", 1)) + 1
+    try:
+        return EncoderShape(
+            hidden_size=int(config["hidden_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=int(config["num_attention_heads"]),
+            layer_norm_epsilon=float(config.get("layer_norm_eps", 1e-12)),
+            activation=ACTIVATIONS[activation],
+            position_offset=offset,
+            positions=int(config["max_position_embeddings"]) - offset,
+        )
+    except KeyError as error:
+        raise ModelSourceError(f"{folder}/config.json has no {error}; download it again") from error
+
+
+def _modules(folder: Path) -> dict[str, str]:
+    """Kind of module -> its sub-folder; empty for a folder without modules.json."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return {}
+    modules = {
+        str(module["type"]).rsplit(".", 1)[-1]: module["path"] for module in json.loads(path.read_bytes())
+    }
+    if unknown := set(modules) - {"Transformer", "Pooling", "Normalize"}:
+        raise ModelSourceError(
+            f"{folder} has the modules {sorted(unknown)}; only Transformer, Pooling, Normalize can be built"
+        )
+    return modules
+
+
+def _pooling(path: Path) -> Pooling:
+    config = _read_json(path, optional=True)
+    chosen = {key.removeprefix("pooling_mode_") for key, value in config.items() if value is True}
+    chosen &= {
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    }
+    mode = config.get("pooling_mode")
+    if mode is not None:
+        chosen = {str(mode)}
+    if chosen <= {"mean_tokens", "mean"}:
+        return "mean"
+    if chosen <= {"cls_token", "cls"}:
+        return "cls"
+    raise ModelSourceError(f"{path} asks for pooling by {sorted(chosen)}; mean and cls can be built")
+
+
+def _prompts(config: dict[str, Any]) -> tuple[str, str]:
+    """The prefixes of a stored text and of a search."""
+    prompts = config.get("prompts") or {}
+    default = prompts.get(config.get("default_prompt_name") or "", "")
+
+    def first(names: tuple[str, ...]) -> str:
+        return str(next((prompts[name] for name in names if name in prompts), default))
+
+    return first(DOCUMENT_PROMPTS), first(QUERY_PROMPTS)
