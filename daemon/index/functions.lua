@@ -103,7 +103,8 @@ local function put(keys, args)
   return APPLIED
 end
 
--- ARGV: version, planned content hash, metadata hash, fields f, f times (name, value), then the names of the fields to remove
+-- ARGV: version, planned content hash, metadata hash, fields f, f times (name, value),
+--       then the names of the fields to remove
 -- For a row whose text did not change: the vector stays, the version moves on. Refused (CONFLICT: plan again)
 -- if another text is stored by now or a chunk is gone.
 local function touch(keys, args)
@@ -176,7 +177,8 @@ end
 
 redis.register_function('livevec_put', put)
 redis.register_function('livevec_touch', touch)
-redis.register_function('livevec_delete', delete)
+-- What frees memory must work when there is none left.
+redis.register_function{function_name = 'livevec_delete', callback = delete, flags = {'allow-oom'}}
 redis.register_function('livevec_raise_floor', raise_floor)
-redis.register_function('livevec_sweep', sweep)
+redis.register_function{function_name = 'livevec_sweep', callback = sweep, flags = {'allow-oom'}}
 redis.register_function('livevec_advance', advance)

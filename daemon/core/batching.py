@@ -1,0 +1,238 @@
+"""When a batch is closed, and how large it is.
+
+Three policies share one interface. Each is asked whenever something arrived or finished, and answers `Close`
+(take so many of the waiting, oldest first) or `Wait` (ask again at that time, or when something happens).
+`deadline` is the default; `fixed` and `aimd` are there to be measured against it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One change in the queue, as a policy sees it."""
+
+    arrived_s: float
+    deadline_s: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One batch between closing and acknowledgement."""
+
+    closed_s: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    until_s: float = math.inf
+
+
+Decision = Close | Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a batch took, reported when it is acknowledged.
+
+    Attributes:
+        texts: texts that were embedded; 0 when none was.
+        tokens: their estimated tokens.
+        embed_s: time of inference, without waiting for the batch before it.
+        total_s: from closing to acknowledgement.
+        latency_s: commit to searchable of its oldest change.
+    """
+
+    texts: int
+    tokens: int
+    embed_s: float
+    total_s: float
+    latency_s: float
+
+
+class Policy(Protocol):
+    """The interface of batching. `waiting` is oldest first and not empty."""
+
+    overloaded: bool
+
+    def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision: ...
+
+    def observe(self, now_s: float, finished: Finished) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that hold for every policy."""
+
+    batch_max: int
+    batch_tokens_max: int
+    in_flight_max: int
+    linger_s_max: float
+
+    def fitting(self, waiting: Sequence[Waiting], count_max: int, tokens_max: float) -> int:
+        """How many of the oldest fit into one batch; at least one."""
+        count = tokens = 0
+        for item in waiting[: min(count_max, self.batch_max)]:
+            tokens += item.tokens
+            if count and tokens > min(tokens_max, self.batch_tokens_max):
+                break
+            count += 1
+        return count
+
+
+class Fixed:
+    """Closes at `size` changes, or when the oldest has lingered."""
+
+    overloaded = False
+
+    def __init__(self, limits: Limits, size: int) -> None:
+        self._limits = limits
+        self.size = size
+
+    def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision:
+        if len(running) >= self._limits.in_flight_max:
+            return Wait()
+        linger_s = waiting[0].arrived_s + self._limits.linger_s_max
+        if len(waiting) >= self.size or now_s >= linger_s:
+            return Close(self._limits.fitting(waiting, self.size, math.inf))
+        return Wait(linger_s)
+
+    def observe(self, now_s: float, finished: Finished) -> None:
+        pass
+
+
+class Aimd(Fixed):
+    """The published rule: over 100 ms the limit shrinks x 0.8, under 50 ms it grows x 1.1, within 1..500.
+
+    Growth is at least one: int() of 1.1 x n is n for every n below 10, and the limit would stick there.
+    """
+
+    def __init__(self, limits: Limits, size: int) -> None:
+        super().__init__(limits, size)
+
+    def observe(self, now_s: float, finished: Finished) -> None:
+        if finished.latency_s > 0.100:
+            self.size = max(1, int(self.size * 0.8))
+        elif finished.latency_s < 0.050:
+            self.size = min(500, max(self.size + 1, int(self.size * 1.1)))
+
+
+class CostModel:
+    """Time of inference, `fixed_s + token_s * tokens`, learned online.
+
+    Least squares over exponentially forgotten observations; a residual of more than three times the usual one
+    is clipped, so that one stalled request does not teach a wrong slope, while a lasting change does.
+    """
+
+    _FORGET = 0.97
+    _PRIOR = 1e-3
+
+    def __init__(self, fixed_s: float = 0.002, token_s: float = 25e-6) -> None:
+        self.fixed_s = fixed_s
+        self.token_s = token_s
+        self._spread_s = 0.002
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        for tokens in (16.0, 512.0):
+            self._add(tokens, fixed_s + token_s * tokens)
+
+    def predict_s(self, tokens: float) -> float:
+        return self.fixed_s + self.token_s * tokens
+
+    def observe(self, tokens: int, elapsed_s: float) -> None:
+        residual = elapsed_s - self.predict_s(tokens)
+        bound = 3 * self._spread_s + 0.5 * self.predict_s(tokens)
+        clipped = min(max(residual, -bound), bound)
+        self._spread_s = max(0.0005, 0.9 * self._spread_s + 0.1 * abs(clipped))
+        self._add(float(tokens), elapsed_s - residual + clipped)
+        self._fit()
+
+    def _add(self, x: float, y: float) -> None:
+        keep = self._FORGET
+        self._weight = keep * self._weight + 1
+        self._x = keep * self._x + x
+        self._y = keep * self._y + y
+        self._xx = keep * self._xx + x * x
+        self._xy = keep * self._xy + x * y
+
+    def _fit(self) -> None:
+        mean_x, mean_y = self._x / self._weight, self._y / self._weight
+        variance = self._xx / self._weight - mean_x * mean_x
+        covariance = self._xy / self._weight - mean_x * mean_y
+        # Batches of one size tell nothing about the slope: it is then kept, and only the level moves.
+        trust = variance / (variance + self._PRIOR * mean_x * mean_x + 1.0)
+        slope = trust * covariance / max(variance, 1e-9) + (1 - trust) * self.token_s
+        self.token_s = min(max(slope, 1e-7), mean_y / max(mean_x, 1.0))
+        self.fixed_s = max(0.0, mean_y - self.token_s * mean_x)
+
+
+class Deadline:
+    """The largest batch whose oldest member still meets its deadline; a lone change on an idle daemon at once.
+
+    While a batch is being embedded, the next one collects: it is closed so that it reaches the embedder as the
+    other leaves it, not earlier, because until then waiting costs nothing and makes the batch larger. A batch
+    never grows past the size at which the fixed cost of a request is a tenth of it: beyond, waiting only adds
+    latency. When even that cannot meet the deadline, the policy is `overloaded`: batches of that useful size
+    at least, oldest first, until the oldest is within the target again.
+    """
+
+    _FIXED_SHARE = 0.08
+    _LEAD_S = 0.002
+    _USEFUL_TEXTS_MIN = 16
+
+    def __init__(self, limits: Limits, target_s: float) -> None:
+        self._limits = limits
+        self._target_s = target_s
+        self.overloaded = False
+        self.cost = CostModel()
+        self._rest_s = 0.003
+
+    def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision:
+        if len(running) >= self._limits.in_flight_max:
+            return Wait()
+        slack_s = waiting[0].deadline_s - now_s - self._rest_s
+        tokens_useful = self._tokens_useful(waiting)
+        if self.overloaded:
+            self.overloaded = slack_s < self._target_s / 2
+        elif slack_s < self.cost.fixed_s:
+            self.overloaded = True
+        free_s = self._embedder_free_s(running)
+        count = self._limits.fitting(waiting, self._limits.batch_max, self._tokens(slack_s, tokens_useful))
+        if not running or now_s >= free_s - self._LEAD_S:
+            return Close(count)
+        full = count < len(waiting) or sum(item.tokens for item in waiting[:count]) >= tokens_useful
+        if full and len(running) < 2:
+            return Close(count)
+        return Wait(free_s - self._LEAD_S)
+
+    def observe(self, now_s: float, finished: Finished) -> None:
+        if finished.texts:
+            self.cost.observe(finished.tokens, finished.embed_s)
+            rest_s = max(0.0, finished.total_s - finished.embed_s)
+            self._rest_s += 0.1 * (min(rest_s, 0.05) - self._rest_s)
+
+    def _tokens_useful(self, waiting: Sequence[Waiting]) -> float:
+        """The size beyond which a larger batch hardly costs less per token."""
+        mean = sum(item.tokens for item in waiting[:64]) / min(len(waiting), 64)
+        return max(self.cost.fixed_s / self.cost.token_s / self._FIXED_SHARE, self._USEFUL_TEXTS_MIN * mean)
+
+    def _tokens(self, slack_s: float, tokens_useful: float) -> float:
+        if self.overloaded:
+            return tokens_useful
+        return min(tokens_useful, max(0.0, slack_s - self.cost.fixed_s) / self.cost.token_s)
+
+    def _embedder_free_s(self, running: Sequence[Running]) -> float:
+        """When the embedder is expected to have done all that is running: one after the other."""
+        free_s = 0.0
+        for batch in running:
+            free_s = max(free_s, batch.closed_s) + self.cost.predict_s(batch.tokens)
+        return free_s
