@@ -1,0 +1,80 @@
+"""The connection to Redis, and the one place where its errors are translated."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis.exceptions as errors
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from daemon.config import RedisSettings
+from daemon.errors import FailureClass, RejectRow, RetryLater, StopProcess
+
+Client = Redis | RedisCluster
+
+
+class FunctionsMissing(RetryLater):
+    """The function library is not there (FLUSHALL, a restored dump): load it, then try again."""
+
+
+def connect(settings: RedisSettings) -> Client:
+    """A client that neither retries nor hides a lost connection: the pipeline decides what happens then."""
+    url = settings.url.get_secret_value()
+    if settings.cluster:
+        return RedisCluster.from_url(url, socket_timeout=settings.timeout_s, protocol=3)
+    return Redis.from_url(
+        url,
+        socket_timeout=settings.timeout_s,
+        socket_connect_timeout=settings.timeout_s,
+        max_connections=settings.connections_max,
+        retry=Retry(NoBackoff(), 0),
+        protocol=3,
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn redis-py's exceptions into failure classes."""
+    try:
+        yield
+    except errors.RedisError as error:
+        raise failure(error) from error
+    except OSError as error:
+        raise RetryLater(f"Redis cannot be reached ({error}); is it up at redis.url?") from error
+
+
+def failure(error: errors.RedisError) -> FailureClass:
+    """The class of one Redis error."""
+    text = str(error)
+    match error:
+        case errors.AuthenticationError() | errors.NoPermissionError() | errors.AuthorizationError():
+            return StopProcess(f"Redis refused the user ({text}); check redis.url and its ACL")
+        case errors.BusyLoadingError():
+            return RetryLater("Redis is loading its data; waiting", 0.25)
+        case errors.ReadOnlyError():
+            return RetryLater("Redis is a read-only replica; redis.url must lead to the primary", 1.0)
+        case errors.OutOfMemoryError():
+            return RetryLater("Redis is out of memory; raise maxmemory or free some: nothing is dropped", 1.0)
+        case errors.ConnectionError() | errors.TimeoutError():
+            return RetryLater(f"Redis cannot be reached ({text}); is it up at redis.url?")
+        case errors.ClusterDownError() | errors.TryAgainError() | errors.MasterDownError():
+            return RetryLater(f"the Redis Cluster is not ready ({text}); waiting", 0.25)
+        case errors.ResponseError():
+            return _response(text)
+    return StopProcess(f"Redis answered what livevec does not know ({type(error).__name__}: {text})")
+
+
+def _response(text: str) -> FailureClass:
+    if text.startswith("OOM") or "used memory > 'maxmemory'" in text:
+        return RetryLater("Redis is out of memory; raise maxmemory or free some: nothing is dropped", 1.0)
+    if "Function not found" in text:
+        return FunctionsMissing("the livevec function library is missing in Redis; loading it", 0.0)
+    if text.startswith(("LOADING", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS")):
+        return RetryLater(f"Redis cannot write now ({text})", 0.5)
+    if text.startswith("READONLY"):
+        return RetryLater("Redis is a read-only replica; redis.url must lead to the primary", 1.0)
+    if "WRONGTYPE" in text or "LIVEVEC malformed version" in text:
+        return RejectRow(f"a key of this document holds something else ({text}); remove it", "wrong_type")
+    return StopProcess(f"Redis refused a call ({text})")

@@ -1,0 +1,106 @@
+"""Searching: KNN over one index, answers as chunks or as documents (their best chunk)."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from redis.commands.search.query import Query
+
+from daemon.errors import ConfigError, StopProcess
+from daemon.index.connection import Client, translated
+from daemon.index.vectors import encode
+
+_CHUNKS_PER_DOCUMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer.
+
+    Attributes:
+        distance: by the index's metric; smaller is nearer.
+        fields: the metadata of the document.
+    """
+
+    id: str
+    chunk: int
+    text: str
+    distance: float
+    fields: dict[str, str]
+
+
+async def knn(
+    client: Client,
+    index: str,
+    vector: NDArray[np.float32],
+    k: int,
+    *,
+    type: str = "FLOAT32",
+    filter: str = "*",
+    ef_runtime: int | None = None,
+    by_chunk: bool = False,
+) -> list[Hit]:
+    """The k nearest documents (or chunks) to a vector.
+
+    Args:
+        client: of Redis.
+        index: name or alias.
+        vector: float32 [dimension].
+        k: how many.
+        type: number format of the index's vectors.
+        filter: a Redis search expression over the metadata, e.g. `@category:{noun}`.
+        ef_runtime: HNSW candidates; more finds better and takes longer.
+        by_chunk: answer chunks, several of one document if they are near; else the best chunk of each.
+
+    Raises:
+        ConfigError: the filter or the index's name is wrong; says how Redis put it.
+        FailureClass: Redis failed.
+    """
+    count = k if by_chunk else k * _CHUNKS_PER_DOCUMENT
+    runtime = f" EF_RUNTIME {max(ef_runtime, count)}" if ef_runtime else ""
+    query = (
+        Query(f"({filter})=>[KNN {count} @embedding $vector{runtime} AS distance]")
+        .sort_by("distance")
+        .paging(0, count)
+        .dialect(2)
+    )
+    parameters = cast(dict[str, Any], {"vector": encode(vector[None, :], type)[0]})
+    try:
+        with translated():
+            found = await cast(Any, client.ft(index)).search(query, query_params=parameters)
+    except StopProcess as refused:
+        raise ConfigError(
+            f"Redis refused the search of {index!r} with filter {filter!r}: {refused}"
+        ) from refused
+    hits: dict[object, Hit] = {}
+    for result in _rows(found):
+        hit = _hit(result)
+        hits.setdefault((hit.id, hit.chunk) if by_chunk else hit.id, hit)
+    return list(hits.values())[:k]
+
+
+def _rows(found: Any) -> list[dict[str, str]]:
+    """RESP3 answers maps of bytes."""
+    plain = {_text(key): value for key, value in found.items()}
+    return [
+        {_text(name): _text(value) for name, value in dict(attributes).items() if _text(name) != "embedding"}
+        for result in plain["results"]
+        for key, attributes in result.items()
+        if _text(key) == "extra_attributes"
+    ]
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _hit(row: dict[str, str]) -> Hit:
+    own = ("id", "chunk", "text", "distance")
+    return Hit(
+        id=row["id"],
+        chunk=int(row["chunk"]),
+        text=row["text"],
+        distance=float(row["distance"]),
+        fields={name: value for name, value in row.items() if name not in own},
+    )
