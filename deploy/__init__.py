@@ -1,0 +1,1 @@
+"""What runs livevec: the embedded stack here, production deployments beside it."""

