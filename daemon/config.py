@@ -151,9 +151,6 @@ class BatchingSettings(Settings):
 
 
 class RetrySettings(Settings):
-    attempts_max: PositiveInt = Field(
-        8, description="Tries of one row that is refused, before it is dead-lettered."
-    )
     backoff_ms_min: PositiveInt = Field(50, description="First wait after a part failed.")
     backoff_ms_max: PositiveInt = Field(5_000, description="Longest wait between two tries.")
 

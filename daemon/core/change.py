@@ -35,15 +35,6 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """Where a record stands in Kafka."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class Change:
     """One change of one row.
 
@@ -52,7 +43,9 @@ class Change:
         key: values of the primary key's columns, in the key's order; empty for TRUNCATE.
         row: the row's values after the change; None unless UPSERT.
         version: place in the log; None when the log does not tell it (a hint).
-        wait_xid: for REREAD: the change's xid; its row may be read once this is visible. None: at once.
+        era: of the source's history.
+        wait_xid: for REREAD: the change's xid; its row may be read once this is visible. None: at once, and the
+            change is no news (`r`, a row of Debezium's snapshot).
         committed_at_s: commit time at the source, seconds since the epoch.
         appended_at_s: when the record was appended to Kafka.
     """
@@ -61,6 +54,7 @@ class Change:
     key: tuple[str, ...]
     row: Row | None
     version: LogVersion | None
+    era: int
     wait_xid: int | None
     committed_at_s: float
     appended_at_s: float

@@ -47,3 +47,17 @@ class PartitionProgress:
     def pending(self) -> int:
         """Records from the first unacknowledged one on."""
         return len(self._pending)
+
+
+@dataclass(slots=True, eq=False)
+class Receipt:
+    """What a record's readers owe: each settles once, and the last one acknowledges the offset."""
+
+    progress: PartitionProgress
+    offset: int
+    readers: int = 1
+
+    def settle(self) -> None:
+        self.readers -= 1
+        if self.readers == 0:
+            self.progress.done(self.offset)

@@ -1,7 +1,6 @@
 """Vectors as Redis stores them: little-endian, FLOAT32, FLOAT16 or BFLOAT16."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,4 +27,4 @@ def decode(rows: Sequence[bytes], type: str) -> NDArray[np.float32]:
         flat = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     else:
         flat = np.frombuffer(data, "<f4")
-    return cast(NDArray[np.float32], flat.reshape(len(rows), -1))
+    return flat.reshape(len(rows), -1)

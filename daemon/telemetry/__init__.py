@@ -1,0 +1,1 @@
+"""What people and Prometheus see: metrics, logs, and the HTTP server that shows them."""

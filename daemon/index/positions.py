@@ -1,0 +1,138 @@
+"""How far the log is applied, written beside the data it was applied to.
+
+A Redis that comes back older than the consumer group's offsets (a lost AOF tail, a restored dump, a failover to
+a lagging replica, FLUSHALL) tells so by an older position. Each shard holds one hash: `topic/partition` ->
+`claim:offset`. A daemon that is assigned a partition claims it, and from then on advances it by compare-and-set
+from the value it wrote last; what it finds instead tells a Redis that went back from a successor's claim.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, cast
+
+from redis.asyncio.cluster import RedisCluster
+
+from daemon.index.connection import Client, translated
+from daemon.index.layout import positions_key
+
+Partition = tuple[str, int]
+
+
+class Verdict(Enum):
+    ADVANCED = "advanced"
+    WENT_BACK = "went_back"
+    """Redis holds an older position than was written, or none: its data went back too."""
+    FENCED = "fenced"
+    """Another daemon has claimed a partition: it is not ours any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """claim: how often the partition was claimed; offset: the next to be applied."""
+
+    claim: int
+    offset: int
+
+    def encode(self) -> str:
+        return f"{self.claim}:{self.offset}"
+
+    @classmethod
+    def decode(cls, text: bytes | None) -> "Position | None":
+        if not text:
+            return None
+        claim, offset = text.split(b":")
+        return cls(int(claim), int(offset))
+
+
+class Positions:
+    """The positions of one consumer group."""
+
+    def __init__(self, client: Client, group: str) -> None:
+        self._client = client
+        self._group = group
+        self._keys: list[str] = []
+        self._known: dict[str, dict[Partition, Position]] = {}
+
+    async def claim(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
+        """Claim partitions; answers the offset up to which every shard has applied each, None where one has none."""
+        self._keys = await self._shard_keys()
+        found: dict[Partition, int | None] = {}
+        for key in self._keys:
+            with translated():
+                stored = await self._client.hmget(key, [_field(p) for p in partitions])
+            known = self._known.setdefault(key, {})
+            updates: list[str | int] = []
+            for partition, text in zip(partitions, cast(Sequence[bytes | None], stored), strict=True):
+                before = Position.decode(text)
+                known[partition] = Position(
+                    before.claim + 1 if before else 1, before.offset if before else -1
+                )
+                offset = known[partition].offset if known[partition].offset >= 0 else None
+                least = found.get(partition, offset)
+                found[partition] = None if offset is None or least is None else min(offset, least)
+                updates += (_field(partition), before.encode() if before else "", known[partition].encode())
+            await self._call(key, updates)
+        return found
+
+    async def advance(self, offsets: Mapping[Partition, int]) -> Verdict:
+        """Advance claimed partitions; positions only grow."""
+        for key in self._keys:
+            known = self._known[key]
+            moves = {
+                partition: Position(known[partition].claim, offset)
+                for partition, offset in offsets.items()
+                if partition in known and offset > known[partition].offset
+            }
+            updates: list[str | int] = []
+            for partition, position in moves.items():
+                updates += (_field(partition), known[partition].encode(), position.encode())
+            if not updates:
+                continue
+            differing = await self._call(key, updates)
+            if differing:
+                return _verdict(differing, known)
+            known.update(moves)
+        return Verdict.ADVANCED
+
+    def release(self, partitions: Sequence[Partition]) -> None:
+        for known in self._known.values():
+            for partition in partitions:
+                known.pop(partition, None)
+
+    async def _call(self, key: str, updates: Sequence[str | int]) -> list[bytes]:
+        with translated():
+            reply = await cast(Any, self._client).fcall("livevec_advance", 1, key, *updates)
+        return reply if isinstance(reply, list) else []
+
+    async def _shard_keys(self) -> list[str]:
+        """One key per primary: tags are tried until each primary owns one's slot."""
+        if not isinstance(self._client, RedisCluster):
+            return [positions_key(self._group, "0")]
+        with translated():
+            await self._client.initialize()
+        wanted = {node.name for node in self._client.get_primaries()}
+        keys: dict[str, str] = {}
+        for number in range(16_384):
+            key = positions_key(self._group, str(number))
+            node = self._client.get_node_from_key(key)
+            if node is not None and node.name in wanted:
+                keys.setdefault(node.name, key)
+            if len(keys) == len(wanted):
+                break
+        return list(keys.values())
+
+
+def _field(partition: Partition) -> str:
+    return f"{partition[0]}/{partition[1]}"
+
+
+def _verdict(differing: Sequence[bytes], known: Mapping[Partition, Position]) -> Verdict:
+    fields = {_field(partition): position for partition, position in known.items()}
+    for field, text in zip(differing[::2], differing[1::2], strict=True):
+        stored, expected = Position.decode(text), fields[field.decode()]
+        if stored is None or stored.claim < expected.claim:
+            return Verdict.WENT_BACK
+        if stored.claim == expected.claim and stored.offset < expected.offset:
+            return Verdict.WENT_BACK
+    return Verdict.FENCED

@@ -1,0 +1,38 @@
+"""Waiting for a part that is away: with growing, jittered pauses, for ever, and visible in the health."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from daemon.config import RetrySettings
+from daemon.errors import RetryLater
+from daemon.telemetry.health import Health
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Repeats calls that fail with `RetryLater`; other failures pass through."""
+
+    def __init__(self, settings: RetrySettings, health: Health) -> None:
+        self._min_s = settings.backoff_ms_min / 1000
+        self._max_s = settings.backoff_ms_max / 1000
+        self._health = health
+
+    async def call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, tried until its part answers."""
+        pause_s = self._min_s
+        while True:
+            try:
+                result = await work()
+            except RetryLater as error:
+                self._health.down(part, error)
+                await self.pause(max(pause_s, error.retry_after_s))
+                pause_s = min(2 * pause_s, self._max_s)
+            else:
+                self._health.up(part)
+                return result
+
+    async def pause(self, pause_s: float) -> None:
+        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))

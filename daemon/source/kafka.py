@@ -1,0 +1,278 @@
+"""The consumer thread: reads, pauses, commits, and hands over partitions.
+
+librdkafka blocks, so it has a thread of its own; what it reads and what happens to its partitions is told to a
+`Listener`, whose methods run in the event loop. Rebalancing is cooperative: on revocation the listener drains
+what is in flight and says which offsets are acknowledged; those, and never anything later, are committed.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from daemon.config import KafkaSettings
+from daemon.errors import RetryLater, StopProcess
+from daemon.source.record import Record
+
+Partition = tuple[str, int]
+T = TypeVar("T")
+
+_POLL_S = 0.02
+_BATCH_RECORDS = 500
+log = structlog.get_logger(__name__)
+
+
+class Listener(Protocol):
+    """What the consumer tells; every method runs in the event loop."""
+
+    def received(self, records: Sequence[Record]) -> None: ...
+
+    async def assigned(self, committed: Mapping[Partition, int | None]) -> Mapping[Partition, int | None]:
+        """The offset to start each partition from (None: its beginning), given what the group has committed."""
+        ...
+
+    async def revoking(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
+        """Finish or abandon the work of these partitions; answers the offsets to commit."""
+        ...
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """The partitions are another's already: forget them, commit nothing."""
+        ...
+
+    def gap(self, partition: Partition, reason: str) -> None:
+        """Records that were never read are gone (retention, a recreated topic)."""
+        ...
+
+    def failed(self, error: BaseException) -> None:
+        """The thread cannot go on."""
+        ...
+
+
+class KafkaReader:
+    """Reads topics for one consumer group.
+
+    Args:
+        settings: of Kafka.
+        topics: to subscribe.
+        listener: see `Listener`.
+        loop: the event loop of the listener.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topics: Sequence[str],
+        listener: Listener,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._topics = list(topics)
+        self._listener = listener
+        self._loop = loop
+        self._consumer = Consumer(consumer_settings(settings), logger=_LibrdkafkaLog())
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._paused: frozenset[str] = frozenset()
+        self._assignment: set[Partition] = set()
+        self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave the group (revocation commits what is acknowledged) and end the thread."""
+        self._stopping.set()
+        self._thread.join()
+
+    def pause(self, topics: Collection[str]) -> None:
+        """Read only other topics than these from now on; none resumes all. The group membership stays."""
+        self._calls.put(lambda: self._pause(frozenset(topics)))
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit the next offsets to read; a failure shows in the log and the next commit repeats it."""
+        self._calls.put(lambda: self._commit(offsets))
+
+    def seek(self, offsets: Mapping[Partition, int | None]) -> None:
+        """Read these partitions again from these offsets (None: the beginning)."""
+        self._calls.put(lambda: self._seek(offsets))
+
+    # ---- in the thread
+
+    def _run(self) -> None:
+        try:
+            self._consumer.subscribe(
+                self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+            while not self._stopping.is_set():
+                self._make_calls()
+                self._read()
+            self._consumer.close()
+        except BaseException as error:  # noqa: BLE001 - handed to the listener, which ends the process
+            if not self._stopping.is_set():
+                self._loop.call_soon_threadsafe(self._listener.failed, error)
+
+    def _read(self) -> None:
+        # consume(n, t) waits the whole t for n records; one poll, then what is there already, does not.
+        first = self._consumer.poll(_POLL_S)
+        if first is None:
+            return
+        received_at_s = time.time()
+        records: list[Record] = []
+        for message in (first, *self._consumer.consume(_BATCH_RECORDS - 1, 0)):
+            error = message.error()
+            if error is not None:
+                self._explain(error, message)
+            elif (message.topic(), message.partition()) in self._assignment:
+                records.append(_record(message, received_at_s))
+        if records:
+            self._loop.call_soon_threadsafe(self._listener.received, records)
+
+    def _explain(self, error: KafkaError, message: Message) -> None:
+        """Decide about an error that came in place of a record."""
+        code = error.code()
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            partition = (str(message.topic()), int(message.partition() or 0))
+            self._loop.call_soon_threadsafe(self._listener.gap, partition, error.str())
+            self._seek({partition: None})
+        elif code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+            raise StopProcess(
+                f"Kafka refuses the consumer ({error.str()}); grant read on the topic and the group"
+            )
+        elif error.fatal():
+            raise StopProcess(f"the Kafka consumer cannot go on ({error.str()}); start the daemon again")
+        else:
+            log.warning("kafka_error", error=error.str(), topic=message.topic())
+
+    def _make_calls(self) -> None:
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            call()
+
+    def _pause(self, topics: frozenset[str]) -> None:
+        self._paused = topics
+        for held, call in ((True, self._consumer.pause), (False, self._consumer.resume)):
+            call([TopicPartition(*p) for p in self._assignment if (p[0] in topics) == held])
+
+    def _commit(self, offsets: Mapping[Partition, int]) -> None:
+        owned = [TopicPartition(*p, offset) for p, offset in offsets.items() if p in self._assignment]
+        if owned:
+            try:
+                self._consumer.commit(offsets=owned, asynchronous=True)
+            except KafkaException as error:
+                log.warning("commit_failed", error=str(error))
+
+    def _seek(self, offsets: Mapping[Partition, int | None]) -> None:
+        for partition, offset in offsets.items():
+            if partition in self._assignment:
+                try:
+                    self._consumer.seek(TopicPartition(*partition, _offset(offset)))
+                except KafkaException as error:
+                    raise StopProcess(
+                        f"cannot seek {partition[0]} ({error}); start the daemon again"
+                    ) from error
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        names = [(p.topic, p.partition) for p in partitions]
+        committed = dict.fromkeys(names) | self._committed(partitions)
+        start = self._wait(self._listener.assigned(committed), dict.fromkeys(names))
+        self._assignment |= set(names)
+        consumer.incremental_assign([TopicPartition(*name, _offset(start[name])) for name in names])
+        self._pause(self._paused)
+
+    def _committed(self, partitions: list[TopicPartition]) -> dict[Partition, int | None]:
+        while not self._stopping.is_set():
+            try:
+                found = self._consumer.committed(partitions, timeout=5)
+            except KafkaException as error:
+                log.warning("committed_offsets_unavailable", error=str(error))
+                continue
+            return {(p.topic, p.partition): p.offset if p.offset >= 0 else None for p in found}
+        return {}
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        names = [(p.topic, p.partition) for p in partitions]
+        offsets = self._wait(self._listener.revoking(names), {})
+        self._assignment -= set(names)
+        if offsets:
+            try:
+                consumer.commit(
+                    offsets=[TopicPartition(*p, offset) for p, offset in offsets.items()], asynchronous=False
+                )
+            except KafkaException as error:
+                log.warning("commit_failed", error=str(error))
+        consumer.incremental_unassign(partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        names = [(p.topic, p.partition) for p in partitions]
+        self._assignment -= set(names)
+        self._loop.call_soon_threadsafe(self._listener.lost, names)
+        consumer.incremental_unassign(partitions)
+
+    def _wait(self, work: Coroutine[Any, Any, T], otherwise: T) -> T:
+        """Run the listener's coroutine in the loop and wait; `otherwise` if the loop ends first."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except (asyncio.CancelledError, RetryLater):
+            return otherwise
+
+
+def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:
+    """librdkafka's settings; the user's come last and win, except those that the rules of progress stand on."""
+    return {
+        # The defaults of the next two cost up to 500 ms and 1 s.
+        "fetch.wait.max.ms": settings.fetch_wait_max_ms,
+        "fetch.queue.backoff.ms": 1,
+        "fetch.min.bytes": 1,
+        "socket.nagle.disable": True,
+        "session.timeout.ms": settings.session_timeout_ms,
+        "heartbeat.interval.ms": max(1, settings.session_timeout_ms // 5),
+        # Bounds of what librdkafka itself holds in memory.
+        "queued.min.messages": 2000,
+        "queued.max.messages.kbytes": 16_384,
+        "reconnect.backoff.max.ms": 1000,
+        "topic.metadata.refresh.interval.ms": 10_000,
+        **settings.client,
+        "bootstrap.servers": settings.bootstrap_servers,
+        "group.id": settings.group_id,
+        "partition.assignment.strategy": "cooperative-sticky",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+    }
+
+
+class _LibrdkafkaLog:
+    """librdkafka's own log lines, as structlog events."""
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        log.debug("librdkafka", message=message % args if args else message)
+
+
+def _offset(offset: int | None) -> int:
+    return OFFSET_BEGINNING if offset is None else offset
+
+
+def _record(message: Message, received_at_s: float) -> Record:
+    headers = message.headers()
+    _, timestamp_ms = message.timestamp()
+    return Record(
+        topic=str(message.topic()),
+        partition=int(message.partition() or 0),
+        offset=int(message.offset() or 0),
+        key=_bytes(message.key()),
+        value=_bytes(message.value()),
+        headers=tuple((header[0], _bytes(header[1])) for header in headers) if headers else (),
+        appended_at_s=timestamp_ms / 1000 if timestamp_ms > 0 else received_at_s,
+        received_at_s=received_at_s,
+    )
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
