@@ -1,0 +1,76 @@
+"""Texts -> vectors as Redis stores them: equal texts once, requests of bounded size, a refused batch bisected."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daemon.embedding.embedder import Embedder
+from daemon.errors import RejectRow, SplitBatch
+from daemon.index.vectors import encode
+from daemon.patience import Patience
+
+Vector = bytes | RejectRow
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """vectors[i] belongs to texts[i], or says why that text can never be embedded.
+
+    Attributes:
+        texts: texts that were sent.
+        embed_s: time of inference, without waiting for an earlier batch.
+    """
+
+    vectors: list[Vector]
+    texts: int
+    embed_s: float
+
+
+class EmbeddingBatches:
+    """Sends texts to an embedder.
+
+    Args:
+        embedder: see `Embedder`.
+        texts_max: texts in one request.
+        requests_max: requests in flight at once.
+        vector_type: number format of the index's vectors.
+    """
+
+    def __init__(self, embedder: Embedder, texts_max: int, requests_max: int, vector_type: str) -> None:
+        self._embedder = embedder
+        self._texts_max = texts_max
+        self._requests = asyncio.Semaphore(requests_max)
+        self._vector_type = vector_type
+        self._free_at_s = 0.0
+
+    async def embed(self, texts: Sequence[str], patience: Patience) -> Embedded:
+        """Vectors of all texts; waits while the embedder is away.
+
+        Raises:
+            StopProcess: the model is missing or of another dimension.
+        """
+        started_s = time.monotonic()
+        unique = list(dict.fromkeys(texts))
+        parts = [unique[at : at + self._texts_max] for at in range(0, len(unique), self._texts_max)]
+        found: dict[str, Vector] = {}
+        for part, vectors in zip(
+            parts, await asyncio.gather(*(self._request(part, patience) for part in parts)), strict=True
+        ):
+            found.update(zip(part, vectors, strict=True))
+        ended_s = time.monotonic()
+        busy_s = ended_s - max(started_s, self._free_at_s)
+        self._free_at_s = ended_s
+        return Embedded([found[text] for text in texts], len(unique), busy_s)
+
+    async def _request(self, texts: Sequence[str], patience: Patience) -> list[Vector]:
+        try:
+            async with self._requests:
+                vectors = await patience.call("embedder", lambda: self._embedder.embed(texts))
+        except (SplitBatch, RejectRow) as error:
+            if len(texts) == 1:
+                reason = error.reason if isinstance(error, RejectRow) else "refused_by_model"
+                return [RejectRow(str(error), reason)]
+            half = len(texts) // 2
+            return await self._request(texts[:half], patience) + await self._request(texts[half:], patience)
+        return list(encode(vectors, self._vector_type))

@@ -1,0 +1,99 @@
+"""What Triton's errors mean: the one place where its status codes become failure classes."""
+
+from enum import Enum
+
+import grpc
+
+from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch
+
+RETRY_OVERLOADED_S = 0.05
+RETRY_UNREACHABLE_S = 0.2
+RETRY_BROKEN_S = 0.5
+
+
+class Cause(Enum):
+    """Why a call failed."""
+
+    UNREACHABLE = "cannot be reached"
+    OVERLOADED = "has a full queue"
+    TIMED_OUT = "did not answer in time"
+    NOT_LOADED = "has not loaded the model"
+    STUB_DEAD = "lost the model's process"
+    REFUSED = "refused the request"
+    MODEL_FAILED = "failed inside the model"
+    DENIED = "denied access"
+
+
+_BY_CODE = {
+    grpc.StatusCode.INVALID_ARGUMENT: Cause.REFUSED,
+    # A message over the size limit of either side.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Cause.REFUSED,
+    grpc.StatusCode.OUT_OF_RANGE: Cause.REFUSED,
+    grpc.StatusCode.NOT_FOUND: Cause.NOT_LOADED,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Cause.TIMED_OUT,
+    grpc.StatusCode.UNAVAILABLE: Cause.UNREACHABLE,
+    grpc.StatusCode.CANCELLED: Cause.UNREACHABLE,
+    grpc.StatusCode.ABORTED: Cause.UNREACHABLE,
+    grpc.StatusCode.INTERNAL: Cause.MODEL_FAILED,
+    grpc.StatusCode.UNKNOWN: Cause.MODEL_FAILED,
+    grpc.StatusCode.DATA_LOSS: Cause.MODEL_FAILED,
+    grpc.StatusCode.FAILED_PRECONDITION: Cause.MODEL_FAILED,
+    grpc.StatusCode.ALREADY_EXISTS: Cause.MODEL_FAILED,
+    grpc.StatusCode.UNIMPLEMENTED: Cause.DENIED,
+    grpc.StatusCode.PERMISSION_DENIED: Cause.DENIED,
+    grpc.StatusCode.UNAUTHENTICATED: Cause.DENIED,
+}
+
+
+def cause_of(error: grpc.RpcError) -> Cause:
+    """Raises KeyError for a status code that gRPC added after this table was written."""
+    details = (error.details() or "").lower()
+    if "stub process" in details:
+        # Triton goes on answering `ready` while every inference fails with this.
+        return Cause.STUB_DEAD
+    if "maximum queue size" in details:
+        return Cause.OVERLOADED
+    return _BY_CODE[error.code()]
+
+
+def failure_of(cause: Cause, *, texts: int, model_alive: bool, where: str) -> FailureClass:
+    """The failure class of a request of `texts` texts.
+
+    Args:
+        model_alive: the model embeds another text right now, so the cause lies in this request.
+        where: `text_embedder at host:port`, for the message.
+    """
+    if cause is Cause.REFUSED or (cause is Cause.MODEL_FAILED and model_alive):
+        if texts > 1:
+            return SplitBatch(f"{where} {cause.value} of {texts} texts; halves of it may pass")
+        return RejectRow(
+            f"{where} {cause.value} of this one text; see Triton's log for why, then retry the row",
+            reason="embedder_refused",
+        )
+    if cause is Cause.TIMED_OUT and model_alive and texts > 1:
+        # The same batch would time out for ever.
+        return SplitBatch(
+            f"{where} is alive but {texts} texts take longer than [embedding] timeout_s; "
+            "halves of it may pass, else raise timeout_s"
+        )
+    return RetryLater(f"{where} {cause.value}; {_REMEDIES[cause]}", retry_after_s=_WAITS_S[cause])
+
+
+_WAITS_S = {
+    Cause.UNREACHABLE: RETRY_UNREACHABLE_S,
+    Cause.OVERLOADED: RETRY_OVERLOADED_S,
+    Cause.TIMED_OUT: RETRY_UNREACHABLE_S,
+    Cause.NOT_LOADED: RETRY_BROKEN_S,
+    Cause.STUB_DEAD: RETRY_BROKEN_S,
+    Cause.MODEL_FAILED: RETRY_BROKEN_S,
+    Cause.DENIED: RETRY_BROKEN_S,
+}
+_REMEDIES = {
+    Cause.UNREACHABLE: "is tried again; check [embedding] url and that Triton runs",
+    Cause.OVERLOADED: "is tried again; lower [embedding] requests_max if it stays so",
+    Cause.TIMED_OUT: "is tried again; look at Triton's load and log",
+    Cause.NOT_LOADED: "is tried again; load the model, or start Triton with --load-model",
+    Cause.STUB_DEAD: "is tried again; restart Triton if it stays so (explicit model control lets livevec reload)",
+    Cause.MODEL_FAILED: "is tried again; look at Triton's log",
+    Cause.DENIED: "is tried again; check the access rules in front of Triton",
+}
