@@ -92,7 +92,9 @@ def _model_key() -> str:
     return digest.hexdigest()[:12]
 
 
-Build = Callable[[Path, Callable[[str, int | None, int | None], None]], None]
+# detail, done, total
+Report = Callable[[str, int | None, int | None], None]
+Build = Callable[[Path, Report], None]
 
 
 def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> None:
@@ -137,7 +139,7 @@ def _exclusive(cache: Path, report: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _kafka_jars(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+def _kafka_jars(folder: Path, report: Report) -> None:
     total = len(maven.locked("kafka"))
     seen: list[str] = []
 
@@ -150,7 +152,7 @@ def _kafka_jars(folder: Path, report: Callable[[str, int | None, int | None], No
     maven.verify(folder, "kafka")
 
 
-def _connect_plugins(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+def _connect_plugins(folder: Path, report: Report) -> None:
     archives = folder / "archives"
     archives.mkdir()
     maven.fetch(DEBEZIUM, archives, lambda name: report(name, None, None))
@@ -162,7 +164,7 @@ def _connect_plugins(folder: Path, report: Callable[[str, int | None, int | None
     shutil.rmtree(archives)
 
 
-def _triton_backends(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+def _triton_backends(folder: Path, report: Report) -> None:
     server = package_folder("pytriton") / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -175,7 +177,7 @@ def _triton_backends(folder: Path, report: Callable[[str, int | None, int | None
     copy.chmod(0o755)
 
 
-def _models(folder: Path, report: Callable[[str, int | None, int | None], None]) -> None:
+def _models(folder: Path, report: Report) -> None:
     # The compiler takes a second to import, and this is the one time that it is needed.
     from triton_models import ModelSourceError, build_repository, packaged_weights
 

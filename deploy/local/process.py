@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MARK = "LIVEVEC_STACK_HOME"
+# In the environment of every process that belongs to a home.
+SERVER_MARK = "LIVEVEC_SERVER_OF"
+SUPERVISOR_MARK = "LIVEVEC_SUPERVISOR_OF"
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,17 @@ def identify(pid: int) -> ProcessId | None:
     return None if entry is None or entry.state in "ZX" else ProcessId(pid, entry.start_ticks)
 
 
-def marked(home: Path) -> list[ProcessId]:
-    """Processes that were started for the stack in `home`, whoever their parent is now."""
-    mark = f"{MARK}={home}".encode()
+def marked(mark: str, home: Path) -> list[ProcessId]:
+    """Other processes that carry `mark` for the stack in `home`, whoever their parent is now."""
+    wanted = f"{mark}={home}".encode()
     found = []
     for pid in _pids():
-        identity = identify(pid)
+        identity = identify(pid) if pid != os.getpid() else None
         try:
             environ = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             continue
-        if identity is not None and mark in environ.split(b"\0"):
+        if identity is not None and wanted in environ.split(b"\0"):
             found.append(identity)
     return found
 

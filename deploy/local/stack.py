@@ -1,9 +1,11 @@
 """The embedded stack's public face: up, down, status, addresses, and faults for tests."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +15,7 @@ from signal import SIGKILL
 from daemon.errors import StackError
 from deploy.local import artifacts, ports
 from deploy.local.home import Addresses, Home, StackState, default_home
-from deploy.local.process import ProcessId, end, tail
+from deploy.local.process import SUPERVISOR_MARK, ProcessId, end, marked, tail
 from deploy.local.progress import OnProgress, Progress, silent
 from deploy.local.servers import SERVERS, java
 from deploy.local.servers.triton import shared_libpython
@@ -70,8 +72,7 @@ class Stack:
                 supervisor.terminate()
                 supervisor.wait()
             raise
-        if supervisor is None:
-            self._check_matches()
+        self._check_matches()
         return addresses
 
     def wait(self, on_progress: OnProgress = silent) -> None:
@@ -81,10 +82,10 @@ class Stack:
             StackError: a server was given up, or the supervisor was killed.
         """
         stopped: list[int] = []
-        handlers = {
-            sig: signal.signal(sig, lambda number, frame: stopped.append(number))
-            for sig in (signal.SIGTERM, signal.SIGINT)
-        }
+        handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            for sig in (signal.SIGTERM, signal.SIGINT):
+                handlers[sig] = signal.signal(sig, lambda number, frame: stopped.append(number))
         news = _News(self._home.progress, from_end=True)
         try:
             while not stopped:
@@ -109,9 +110,11 @@ class Stack:
 
     def down(self) -> None:
         """Stop every process of this home, whoever started it; nothing to do is no error."""
-        state = self._home.state()
-        if state is not None:
-            end([state.supervisor], sig=signal.SIGTERM, timeout_s=STOP_TIMEOUT_S)
+        # Found by their mark, too: the home's files may have been deleted.
+        supervisors = set(marked(SUPERVISOR_MARK, self._home.path))
+        if (state := self._home.state()) is not None:
+            supervisors.add(state.supervisor)
+        end(supervisors, sig=signal.SIGTERM, timeout_s=STOP_TIMEOUT_S)
         if (owned := _owned.pop(self._home.path, None)) is not None:
             if owned.stdin is not None:
                 owned.stdin.close()
@@ -193,6 +196,7 @@ class Stack:
                 stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, SUPERVISOR_MARK: str(self._home.path)},
                 # Ctrl-C in a terminal goes to its whole group; the servers must be stopped in their order.
                 start_new_session=True,
             )

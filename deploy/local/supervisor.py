@@ -22,7 +22,7 @@ from typing import IO, Self
 from daemon.errors import StackError
 from deploy.local import ports
 from deploy.local.home import Addresses, Home, StackState
-from deploy.local.process import end, identify, marked, orphans
+from deploy.local.process import SERVER_MARK, end, identify, marked, orphans
 from deploy.local.progress import Progress
 from deploy.local.servers import SERVERS
 from deploy.local.servers.base import Site
@@ -55,8 +55,9 @@ class Spec:
 class Supervisor:
     """Runs inside one event loop, on the main thread: the kernel ties PR_SET_PDEATHSIG to the thread that forks."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, lock: IO[str]) -> None:
         self._spec = spec
+        self._lock_inode = os.fstat(lock.fileno()).st_ino
         self._home = Home(Path(spec.home))
         self._phase = "starting"
         self._message = ""
@@ -70,29 +71,42 @@ class Supervisor:
         """The exit status."""
         self._progress: IO[str] = self._home.progress.open("w", encoding="utf-8")
         self._install_stops()
-        started_s = time.monotonic()
-        self._home.forget_addresses()
-        await asyncio.to_thread(recover, self._home)
         try:
-            site = self._site()
-            self._watches = {
-                name: Watch(SERVERS[name](site), self._report, self._save) for name in self._spec.servers
-            }
-            self._save()
-            await self._start_all(started_s, site)
-            await self._stop.wait()
+            await self._serve()
+            self._phase = "stopping"
         except StackError as error:
             self._phase, self._message = "failed", str(error)
             self._report(Progress("stack", self._message, finished=True))
+        except BaseException as error:
+            self._phase = "failed"
+            self._message = f"the supervisor broke ({error!r}); see {self._home.supervisor_log}"
+            raise
+        finally:
             self._save()
             await self._stop_all()
-            return 1
-        self._phase = "stopping"
+            self._phase = "failed" if self._phase == "failed" else "stopped"
+            self._save()
+        return 1 if self._phase == "failed" else 0
+
+    async def _serve(self) -> None:
+        """Returns when the stack is to stop."""
+        started_s = time.monotonic()
+        self._home.forget_addresses()
+        await asyncio.to_thread(recover, self._home)
+        site = self._site()
+        self._watches = {
+            name: Watch(SERVERS[name](site), self._report, self._save) for name in self._spec.servers
+        }
         self._save()
-        await self._stop_all()
-        self._phase = "stopped"
-        self._save()
-        return 0
+        await self._start_all(started_s, site)
+        stop = asyncio.create_task(self._stop.wait())
+        keepers = {watch.keeper for watch in self._watches.values() if watch.keeper}
+        while not stop.done():
+            # A keeper that returned has given its server up; one that raised is a bug, and ends the stack.
+            ended, _ = await asyncio.wait({stop, *keepers}, return_when=asyncio.FIRST_COMPLETED)
+            keepers -= ended
+            for task in ended:
+                task.result()
 
     def _site(self) -> Site:
         chosen = ports.choose(self._spec.fixed_ports, self._home.ports())
@@ -125,12 +139,16 @@ class Supervisor:
 
     async def _stop_all(self) -> None:
         """Clients before what they are connected to: PostgreSQL would wait for Connect's replication stream."""
-        self._home.forget_addresses()
+        if self._holds_home():
+            self._home.forget_addresses()
         watches = list(self._watches.values())
         first = [watch for watch in watches if watch.server.needs]
         for group in (first, [watch for watch in watches if watch not in first]):
             await asyncio.gather(*(watch.stop() for watch in group))
-        await asyncio.to_thread(end, marked(self._home.path))
+        while found := orphans(()):
+            for pid in found:
+                reap(pid)
+            await asyncio.sleep(0.02)
 
     def _install_stops(self) -> None:
         loop = asyncio.get_running_loop()
@@ -148,10 +166,12 @@ class Supervisor:
     async def _look_after(self) -> None:
         while not self._stop.is_set():
             await asyncio.sleep(1.0)
-            known = [watch.pid for watch in self._watches.values() if watch.pid is not None]
-            for pid in orphans(known):
-                reap(pid)
-            if not self._home.lock.exists():
+            watches = self._watches.values()
+            # A child that its watch does not know yet would be taken for an orphan.
+            if not any(watch.spawning for watch in watches):
+                for pid in orphans(watch.pid for watch in watches if watch.pid is not None):
+                    reap(pid)
+            if not self._holds_home():
                 # The folder was deleted under us: nobody could stop us any more.
                 self._stop.set()
 
@@ -161,9 +181,15 @@ class Supervisor:
 
     def _save(self) -> None:
         servers = tuple(watch.status() for watch in self._watches.values())
-        if not self._home.lock.exists():
-            return
-        self._home.write_state(StackState(self._identity, self._phase, self._message, servers))
+        if self._holds_home():
+            self._home.write_state(StackState(self._identity, self._phase, self._message, servers))
+
+    def _holds_home(self) -> bool:
+        """False where the folder was deleted, even if another stack made it anew."""
+        try:
+            return self._home.lock.stat().st_ino == self._lock_inode
+        except FileNotFoundError:
+            return False
 
 
 def reap(pid: int) -> None:
@@ -176,14 +202,14 @@ def reap(pid: int) -> None:
 
 
 def recover(home: Home) -> None:
-    """End what a killed supervisor left running."""
+    """End the servers that a killed supervisor left running."""
     state = home.state()
     recorded = [server.process for server in state.servers if server.process] if state else []
     # SIGQUIT: PostgreSQL ends its children and unlocks its data folder; the JVMs merely print their threads.
     postgres = state.server("postgres") if state else None
     if postgres and postgres.process:
         end([postgres.process], sig=signal.SIGQUIT)
-    end({*recorded, *marked(home.path)})
+    end({*recorded, *marked(SERVER_MARK, home.path)})
 
 
 def take(home: Home) -> IO[str] | None:
@@ -213,7 +239,7 @@ def main(arguments: Sequence[str]) -> int:
     async def supervise() -> int:
         # Twice the servers: a probe that hangs in a vendor's client must not delay another server's.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * len(SERVERS)))
-        return await Supervisor(spec).run()
+        return await Supervisor(spec, lock).run()
 
     with lock:
         return asyncio.run(supervise())

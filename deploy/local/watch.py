@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from daemon.errors import StackError
 from deploy.local.home import ServerState
-from deploy.local.process import MARK, ProcessId, identify, tail
+from deploy.local.process import SERVER_MARK, SUPERVISOR_MARK, ProcessId, identify, tail
 from deploy.local.progress import OnProgress, Progress
 from deploy.local.servers.base import Command, NotReady, Server
 
@@ -26,8 +26,10 @@ class Watch:
     """Owns the process of one server, in the supervisor's event loop."""
 
     def __init__(self, server: Server, report: OnProgress, on_change: Callable[[], None]) -> None:
+        """`report` gets the news, `on_change` is called when `status()` changed."""
         self.server = server
         self.ready = asyncio.Event()
+        self.spawning = False
         self._report = report
         self._on_change = on_change
         self._log = server.site.home.log(server.name)
@@ -38,7 +40,7 @@ class Watch:
         self._state = "stopped"
         self._restarts = 0
         self._deaths: deque[float] = deque()
-        self._keeper: asyncio.Task[None] | None = None
+        self.keeper: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -62,12 +64,12 @@ class Watch:
         """
         self._rotate_log()
         await self._launch("start")
-        self._keeper = asyncio.create_task(self._keep())
+        self.keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self.keeper is not None:
+            self.keeper.cancel()
+            await asyncio.gather(self.keeper, return_exceptions=True)
         await self._end(self._command.stop_signal if self._command else signal.SIGTERM)
         self._become("stopped")
 
@@ -75,9 +77,12 @@ class Watch:
         started_s = time.monotonic()
         self._become("starting" if step == "start" else "restarting")
         self._report(Progress(f"{step} {self.server.name}", "", seconds=0.0))
-        await asyncio.to_thread(self.server.prepare)
-        self._command = self.server.command()
-        process = await self._spawn(self._command)
+        try:
+            await asyncio.to_thread(self.server.prepare)
+            self._command = self.server.command()
+            process = await self._spawn(self._command)
+        except OSError as error:
+            raise StackError(f"{self.server.name} could not be started: {error}") from error
         probing = asyncio.create_task(self._probe(time.monotonic() + self.server.start_timeout_s))
         dying = asyncio.create_task(process.wait())
         try:
@@ -98,19 +103,24 @@ class Watch:
     async def _spawn(self, command: Command) -> Process:
         # setpriv sets the death signal last, after the change of uid that would clear it.
         wrapper = ("setpriv", *command.privileges, "--pdeathsig", command.orphan_signal, "--")
-        environment = {**os.environ, **command.environment, MARK: str(self.server.site.home.path)}
-        with self._log.open("ab") as log:
-            self._log_offset = log.tell()
-            self._process = await asyncio.create_subprocess_exec(
-                *wrapper,
-                *command.argv,
-                stdin=DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                cwd="/",
-                start_new_session=True,
-            )
+        environment = {**os.environ, **command.environment, SERVER_MARK: str(self.server.site.home.path)}
+        environment.pop(SUPERVISOR_MARK, None)
+        self.spawning = True
+        try:
+            with self._log.open("ab") as log:
+                self._log_offset = log.tell()
+                self._process = await asyncio.create_subprocess_exec(
+                    *wrapper,
+                    *command.argv,
+                    stdin=DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    cwd="/",
+                    start_new_session=True,
+                )
+        finally:
+            self.spawning = False
         self._identity = identify(self._process.pid)
         self._on_change()
         return self._process

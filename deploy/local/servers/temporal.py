@@ -1,5 +1,8 @@
 """Temporal's development server with its UI, kept in a SQLite file."""
 
+import shutil
+from pathlib import Path
+
 import httpx
 
 from deploy.local.servers.base import Command, NotReady, Server, package_file
@@ -10,6 +13,16 @@ SEARCH_ATTRIBUTES = ("LivevecTable=Keyword", "LivevecPipeline=Keyword")
 
 class Temporal(Server):
     name = "temporal"
+
+    def prepare(self) -> None:
+        # The server takes any database file for a whole one, also one whose making was killed half-way.
+        if not self._complete.exists():
+            shutil.rmtree(self.data, ignore_errors=True)
+        super().prepare()
+
+    @property
+    def _complete(self) -> Path:
+        return self.data / "complete"
 
     def command(self) -> Command:
         ports = self.site.ports
@@ -39,3 +52,4 @@ class Temporal(Server):
         state = answer["namespaceInfo"]["state"]
         if state != "NAMESPACE_STATE_REGISTERED":
             raise NotReady(f"namespace {NAMESPACE} is {state}")
+        self._complete.touch()

@@ -62,9 +62,11 @@ class Triton(Server):
 
     def probe(self) -> None:
         try:
-            self._infer()
+            length = self._infer()
         except InferenceServerException as error:
             raise NotReady(error.message() or str(error)) from error
+        if not 0.0 < length < float("inf"):
+            raise NotReady(f"{MODEL} gives a vector of length {length}")
 
     def heal(self) -> str | None:
         """A model whose stub died stays `ready` while every inference fails; load alone does not help."""
@@ -84,13 +86,13 @@ class Triton(Server):
             return f"{MODEL} was loaded again, because its process had died"
         return None
 
-    def _infer(self) -> None:
+    def _infer(self) -> float:
+        """The length of a text's vector."""
         text = grpc.InferInput("TEXT", [1, 1], "BYTES")
         text.set_data_from_numpy(np.array([[b"ready?"]], dtype=np.object_))
         with grpc.InferenceServerClient(self.address) as client:
             vector = client.infer(MODEL, [text], client_timeout=5.0).as_numpy("EMBEDDING")
-        if vector is None or not 0.0 < float(np.linalg.norm(vector)) < float("inf"):
-            raise NotReady(f"{MODEL} gives a vector without direction")
+        return 0.0 if vector is None else float(np.linalg.norm(vector))
 
 
 def shared_libpython() -> Path:
