@@ -54,9 +54,10 @@ class TritonEmbedder:
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(requests_max)
         self._space: EmbeddingSpace | None = None
-        # Set by a failure after which another model may answer under the same name.
+        # Set by what may have put another model under the same name: a failure, a new connection.
         self._space_in_doubt = False
         self._reload: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._channel: grpc.aio.Channel | None = None
 
     @property
@@ -70,6 +71,7 @@ class TritonEmbedder:
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._url, options=CHANNEL_OPTIONS)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            self._watch = asyncio.create_task(self._watch_connection(self._channel))
         await self.check()
         return self.space
 
@@ -78,8 +80,9 @@ class TritonEmbedder:
         await self.embed(PROBE)
 
     async def close(self) -> None:
-        if self._reload is not None:
-            self._reload.cancel()
+        for task in (self._reload, self._watch):
+            if task is not None:
+                task.cancel()
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
@@ -158,6 +161,14 @@ class TritonEmbedder:
         self._space = space
         self._space_in_doubt = False
 
+    async def _watch_connection(self, channel: grpc.aio.Channel) -> None:
+        """gRPC connects again without a word: a Triton restarted while we were idle may have another model."""
+        while True:
+            state = channel.get_state()
+            await channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self._space_in_doubt = True
+
     async def _failure(self, error: grpc.RpcError, texts: int) -> FailureClass:
         cause = cause_of(error)
         if cause is Cause.NOT_LOADED and not await self._is_in_repository():
@@ -167,8 +178,7 @@ class TritonEmbedder:
         if cause in (Cause.NOT_LOADED, Cause.STUB_DEAD):
             await self._reload_once()
         self._space_in_doubt |= cause is not Cause.REFUSED
-        unclear = cause in (Cause.TIMED_OUT, Cause.MODEL_FAILED)
-        alive = unclear and await self._is_alive()
+        alive = cause is Cause.MODEL_FAILED and await self._is_alive()
         return failure_of(cause, texts=texts, model_alive=alive, where=self._where)
 
     async def _is_alive(self) -> bool:

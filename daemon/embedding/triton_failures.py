@@ -70,11 +70,10 @@ def failure_of(cause: Cause, *, texts: int, model_alive: bool, where: str) -> Fa
             f"{where} {cause.value} of this one text; see Triton's log for why, then retry the row",
             reason="embedder_refused",
         )
-    if cause is Cause.TIMED_OUT and model_alive and texts > 1:
-        # The same batch would time out for ever.
+    if cause is Cause.TIMED_OUT and texts > 1:
+        # Nothing tells a hung server from a batch that takes too long, and that one would time out for ever.
         return SplitBatch(
-            f"{where} is alive but {texts} texts take longer than [embedding] timeout_s; "
-            "halves of it may pass, else raise timeout_s"
+            f"{where} {cause.value} for {texts} texts; halves of it may pass, else raise [embedding] timeout_s"
         )
     return RetryLater(f"{where} {cause.value}; {_REMEDIES[cause]}", retry_after_s=_WAITS_S[cause])
 
