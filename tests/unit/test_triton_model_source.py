@@ -1,0 +1,250 @@
+"""Other BERT-family models than the packaged one: small ones with random weights, built and compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from tests.bert_reference import BertReference
+from triton_models import ModelSourceError, build_repository
+from triton_models.encoder_openvino import encoder_graph
+from triton_models.source import read_source
+from triton_models.weights import read_safetensors
+
+HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 32, 2, 4, 64, 24
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(40))]
+TEXTS = ["w1", "w1 w2 w3", "w5 w4 w3 w2 w1 w0", "w9 " * 50, "unknown words only"]
+
+
+def _write_model(folder: Path, *, prefix: str = "", positions: int = POSITIONS, **config: Any) -> Path:
+    """A whole sentence-transformers folder; tensors are drawn wide enough that each one matters."""
+    folder.mkdir()
+    random = np.random.default_rng(7)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (len(WORDS), HIDDEN),
+        "embeddings.position_embeddings.weight": (positions, HIDDEN),
+        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
+        **_pair("embeddings.LayerNorm", HIDDEN),
+    }
+    for layer in range(LAYERS):
+        p = f"encoder.layer.{layer}."
+        for part in ("attention.self.query", "attention.self.key", "attention.self.value"):
+            shapes |= _pair(p + part, HIDDEN, HIDDEN)
+        shapes |= _pair(p + "attention.output.dense", HIDDEN, HIDDEN)
+        shapes |= _pair(p + "attention.output.LayerNorm", HIDDEN)
+        shapes |= _pair(p + "intermediate.dense", INTERMEDIATE, HIDDEN)
+        shapes |= _pair(p + "output.dense", HIDDEN, INTERMEDIATE)
+        shapes |= _pair(p + "output.LayerNorm", HIDDEN)
+    tensors = {
+        prefix + name: random.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    tensors["embeddings.position_ids"] = np.arange(positions)[None]  # type: ignore[assignment]
+    save_file(tensors, folder / "model.safetensors")
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {
+        "model_type": "bert",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": positions,
+        "layer_norm_eps": 1e-6,
+    }
+    (folder / "config.json").write_text(json.dumps(settings | config))
+    return folder
+
+
+def _pair(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer
+
+
+def _modules(folder: Path, *kinds: str) -> None:
+    """modules.json, with each module's folder as sentence-transformers names it."""
+    paths = {kind: "" if number == 0 else f"{number}_{kind}" for number, kind in enumerate(kinds)}
+    listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in paths.items()]
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
+def _pooling(folder: Path, **config: Any) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+
+
+def _embed(folder: Path, texts: list[str], *, pad_id: int = 0) -> np.ndarray:
+    """One padded batch through the graph, in float32."""
+    source = read_source(folder)
+    tokenizer = Tokenizer.from_file(str(source.tokenizer))
+    tokenizer.enable_truncation(source.max_tokens)
+    tokenizer.enable_padding(pad_id=pad_id)
+    encodings = tokenizer.encode_batch(texts)
+    model = ov.compile_model(encoder_graph(source), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    inputs = ([e.ids for e in encodings], [e.attention_mask for e in encodings])
+    result: np.ndarray = model([np.array(values, np.int64) for values in inputs])[0]
+    return result
+
+
+def _reference(folder: Path, **settings: Any) -> BertReference:
+    return BertReference(folder, heads=HEADS, max_tokens=POSITIONS, epsilon=1e-6, **settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "mean"}, "mean"),
+    ],
+)
+def test_pooling_is_the_model_s_own(config: dict[str, Any], pooling: str, tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    _modules(folder, "Transformer", "Pooling", "Normalize")
+    _pooling(folder, **config)
+    np.testing.assert_allclose(
+        _embed(folder, TEXTS), _reference(folder, pooling=pooling).embed(TEXTS), atol=1e-4
+    )
+
+
+def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    _modules(folder, "Transformer", "Pooling")
+    _pooling(folder, pooling_mode_mean_tokens=True)
+    embeddings = _embed(folder, TEXTS)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    assert np.abs(lengths - 1).max() > 0.1
+    np.testing.assert_allclose(embeddings / lengths, _reference(folder).embed(TEXTS), atol=1e-4)
+
+
+def test_tensors_of_a_model_with_a_head_are_found_behind_their_prefix(tmp_path: Path) -> None:
+    plain = _write_model(tmp_path / "plain")
+    headed = _write_model(tmp_path / "headed", prefix="bert.")
+    np.testing.assert_array_equal(_embed(headed, TEXTS), _embed(plain, TEXTS))
+
+
+def test_roberta_positions_begin_after_the_padding_s(tmp_path: Path) -> None:
+    """xlm-roberta with pad_token_id 1 reads position 2 first: as BERT without the first two rows does."""
+    config = {"model_type": "xlm-roberta", "pad_token_id": 1}
+    folder = _write_model(tmp_path / "model", prefix="roberta.", positions=POSITIONS, **config)
+    tensors = read_safetensors(folder / "model.safetensors")
+    as_bert = {name.removeprefix("roberta."): values for name, values in tensors.items()}
+    positions = "embeddings.position_embeddings.weight"
+    as_bert[positions] = np.ascontiguousarray(as_bert[positions][2:])
+    bert = _write_model(tmp_path / "bert", positions=POSITIONS - 2)
+    save_file(as_bert, bert / "model.safetensors")
+    assert read_source(folder).max_tokens == POSITIONS - 2
+    np.testing.assert_allclose(_embed(folder, TEXTS, pad_id=1), _embed(bert, TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_half_precision_weights_give_nearly_the_same_vectors(dtype: str, tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    full = _embed(folder, TEXTS)
+    tensors = read_safetensors(folder / "model.safetensors")
+    if dtype == "F16":
+        save_file(
+            {name: values.astype(np.float16) for name, values in tensors.items()},
+            folder / "model.safetensors",
+        )
+    else:
+        _save_bfloat16(tensors, folder / "model.safetensors")
+    half = _embed(folder, TEXTS)
+    assert not np.array_equal(full, half)
+    assert (full * half).sum(axis=1).min() >= 0.999
+
+
+def _save_bfloat16(tensors: dict[str, Any], path: Path) -> None:
+    header: dict[str, Any] = {}
+    data = b""
+    for name, values in tensors.items():
+        halves = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+        header[name] = {
+            "dtype": "BF16",
+            "shape": values.shape,
+            "data_offsets": [len(data), len(data) + len(halves)],
+        }
+        data += halves
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+
+
+def test_prompts_and_the_token_limit_reach_the_model_s_settings(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
+    prompts = {"query": "query: ", "passage": "passage: "}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    build_repository(folder, tmp_path / "models", name="small")
+    settings = json.loads((tmp_path / "models" / "small" / "1" / "settings.json").read_text())
+    assert settings["prompts"] == {"document": "passage: ", "query": "query: "}
+    assert (settings["dimension"], settings["max_tokens"]) == (HIDDEN, 16)
+
+
+def test_a_token_limit_beyond_the_positions_is_cut_to_them(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    assert read_source(folder).max_tokens == POSITIONS
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "mpnet"}, "'mpnet' model"),
+        ({"hidden_act": "silu"}, "activation 'silu'"),
+        ({"position_embedding_type": "relative_key"}, "relative positions"),
+        ({"num_hidden_layers": LAYERS + 1}, r"encoder\.layer\.2"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = _write_model(tmp_path / "model", **config)
+    with pytest.raises(ModelSourceError, match=message):
+        build_repository(folder, tmp_path / "models")
+    assert not (tmp_path / "models" / "text_embedder").exists()
+
+
+def test_a_module_after_pooling_that_would_change_the_vectors_is_refused(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    _modules(folder, "Transformer", "Pooling", "Dense")
+    with pytest.raises(ModelSourceError, match="Dense"):
+        read_source(folder)
+
+
+def test_another_pooling_is_refused(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    _pooling(folder, pooling_mode_mean_tokens=True, pooling_mode_max_tokens=True)
+    with pytest.raises(ModelSourceError, match="max_tokens"):
+        read_source(folder)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    (folder / missing).unlink()
+    with pytest.raises(ModelSourceError, match=missing):
+        read_source(folder)
+
+
+def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelSourceError, match="download it again"):
+        build_repository(folder, tmp_path / "models")
+
+
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "model")
+    with pytest.raises(ModelSourceError, match="cannot name"):
+        build_repository(folder, tmp_path / "models", name="../elsewhere")
