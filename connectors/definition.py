@@ -1,0 +1,175 @@
+"""A PostgreSQL source and its pipelines -> the Debezium connector's configuration.
+
+Every value that is not Debezium's default is here for latency (L), for never losing or bending a row in
+silence (S), for healing without a person (H), or because `daemon/source/postgres_values.py` reproduces this
+form of a value when it reads the row itself (V).
+"""
+
+import re
+from collections.abc import Sequence
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+from connectors.rules import check_definition
+from daemon.config import Pipeline, PostgresSource
+from daemon.errors import ConnectorError
+
+ERA_HEADER = "livevec.era"
+HEARTBEAT_TOPIC_PREFIX = "__debezium-heartbeat"
+RECORD_BYTES_MAX = 16 * 1024 * 1024
+"""Largest record that the connector may send and that a topic made by livevec takes (Kafka's default: 1 MB)."""
+_QUEUE_BYTES_MAX = 64 * 1024 * 1024
+_JSON = "org.apache.kafka.connect.json.JsonConverter"
+
+
+def render(source: PostgresSource, pipelines: Sequence[Pipeline]) -> dict[str, str]:
+    """The configuration of the connector named `source.name`, for the tables of those pipelines that read it.
+
+    Raises:
+        ConnectorError: no pipeline reads the source, the connection string names no single TCP address, or
+            `sources.connector` overrides a setting that keeps rows from being lost.
+    """
+    tables = sorted({pipeline.table for pipeline in pipelines if pipeline.source == source.name})
+    if not tables:
+        raise ConnectorError(
+            f"no pipeline reads source {source.name!r}", "define one in daemon.toml, or remove the source"
+        )
+    definition = {
+        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+        "tasks.max": "1",
+        **_database(source),
+        **_capture(source, tables),
+        **_values(),
+        **_delivery(source),
+        **source.connector,
+    }
+    for finding in check_definition(definition):
+        if not finding.ok:
+            raise ConnectorError(f"sources.{source.name}.connector: {finding.message}", finding.remedy)
+    return definition
+
+
+def connector_user(source: PostgresSource) -> str:
+    """The role with which Debezium logs in."""
+    return _database(source)["database.user"]
+
+
+def heartbeat_topic(source: PostgresSource) -> str:
+    return f"{HEARTBEAT_TOPIC_PREFIX}.{source.name}"
+
+
+def table_topic(source: PostgresSource, pipeline: Pipeline) -> str:
+    """The topic that a pipeline reads."""
+    return pipeline.topic or f"{source.name}.{pipeline.table}"
+
+
+def _database(source: PostgresSource) -> dict[str, str]:
+    dsn = (source.capture_dsn or source.dsn).get_secret_value()
+    try:
+        parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
+    except ProgrammingError as error:
+        raise ConnectorError(
+            f"the connection string of source {source.name!r} cannot be read: {error}".strip(),
+            "write it as postgresql://user:password@host:5432/database",
+        ) from None
+    host, port = parts.get("host", "localhost"), parts.get("port", "5432")
+    if "," in host or host.startswith("/"):
+        raise ConnectorError(
+            f"source {source.name!r} names {host!r} as its host, but Debezium needs one TCP address",
+            "set `capture_dsn` to the address of the primary (or of a proxy that follows it)",
+        )
+    try:
+        database, user = parts["dbname"], parts["user"]
+    except KeyError as missing:
+        raise ConnectorError(
+            f"the connection string of source {source.name!r} names no {missing.args[0]}",
+            "write it as postgresql://user:password@host:5432/database",
+        ) from None
+    settings = {
+        "database.hostname": host,
+        "database.port": port,
+        "database.user": user,
+        "database.password": parts.get("password", ""),
+        "database.dbname": database,
+    }
+    for key in ("sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword"):
+        if key in parts:
+            settings[f"database.{key}"] = parts[key]
+    return settings
+
+
+def _capture(source: PostgresSource, tables: Sequence[str]) -> dict[str, str]:
+    """What is read from PostgreSQL, and how reading goes on after a fault."""
+    return {
+        "plugin.name": "pgoutput",
+        "publication.name": source.publication_name,
+        # S: the preflight checks the publication; Debezium must not widen or narrow it behind our back.
+        "publication.autocreate.mode": "disabled",
+        "slot.name": source.slot_name,
+        "slot.drop.on.stop": "false",
+        "topic.prefix": source.name,
+        "table.include.list": ",".join(_escape(table) for table in tables),
+        "snapshot.mode": source.snapshot_mode,
+        "snapshot.fetch.size": "1000",
+        # S: the default skips TRUNCATE.
+        "skipped.operations": "none",
+        "tombstones.on.delete": "true",
+        # S: the default goes on without a word when the slot was made anew and is ahead of the stored offset.
+        "offset.mismatch.strategy": "trust_offset",
+        # S: the default puts NULL in place of a value that it cannot convert, and goes on.
+        "event.converting.failure.handling.mode": "fail",
+        "event.processing.failure.handling.mode": "fail",
+        "errors.tolerance": "none",
+        "heartbeat.interval.ms": str(source.heartbeat_interval_ms),
+        "status.update.interval.ms": "1000",
+        # H: the defaults are 10 s each; a slot stays taken until PostgreSQL has noticed that its reader died.
+        "errors.max.retries": "-1",
+        "retriable.restart.connector.wait.ms": "1000",
+        "slot.retry.delay.ms": "1000",
+        "slot.max.retries": "120",
+    }
+
+
+def _values() -> dict[str, str]:
+    """V: how values are written."""
+    return {
+        "decimal.handling.mode": "string",
+        # Text instead of numbers since 1970: a date in a text template reads as a date.
+        "time.precision.mode": "isostring",
+        "interval.handling.mode": "string",
+        "hstore.handling.mode": "json",
+        "binary.handling.mode": "bytes",
+        "include.unknown.datatypes": "false",
+        "key.converter": _JSON,
+        "key.converter.schemas.enable": "false",
+        "value.converter": _JSON,
+        "value.converter.schemas.enable": "false",
+    }
+
+
+def _delivery(source: PostgresSource) -> dict[str, str]:
+    """How records reach Kafka."""
+    return {
+        "poll.interval.ms": "2",  # L: the default of 500 would be the latency
+        "producer.override.linger.ms": "0",  # L: the default of 5 delays every lone change
+        "producer.override.acks": "all",
+        "producer.override.enable.idempotence": "true",
+        "producer.override.max.request.size": str(RECORD_BYTES_MAX),
+        "max.queue.size.in.bytes": str(_QUEUE_BYTES_MAX),
+        "provide.transaction.metadata": "false",
+        "extended.headers.enabled": "false",
+        "topic.creation.default.replication.factor": str(source.topic_replication_factor),
+        "topic.creation.default.partitions": str(source.topic_partitions),
+        "topic.creation.default.cleanup.policy": "delete",
+        "topic.creation.default.max.message.bytes": str(RECORD_BYTES_MAX),
+        "transforms": "era",
+        "transforms.era.type": "org.apache.kafka.connect.transforms.InsertHeader",
+        "transforms.era.header": ERA_HEADER,
+        "transforms.era.value.literal": str(source.era),
+    }
+
+
+def _escape(table: str) -> str:
+    """A table's name as one Java regular expression; code points, since Debezium splits the list at commas."""
+    return re.sub(r"[^A-Za-z0-9_.]", lambda char: f"\\x{{{ord(char[0]):x}}}", table).replace(".", "\\.")

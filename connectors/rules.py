@@ -1,0 +1,120 @@
+"""What a Debezium connector's definition must say, whoever wrote it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from connectors.finding import Finding, failed, passed
+
+POSTGRES_CLASS = "io.debezium.connector.postgresql.PostgresConnector"
+_INSERT_HEADER = "org.apache.kafka.connect.transforms.InsertHeader"
+_JSON = "org.apache.kafka.connect.json.JsonConverter"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One setting: the values it may have, the one to write, Debezium's default, and what goes wrong else."""
+
+    key: str
+    allowed: tuple[str, ...]
+    default: str
+    harm: str
+
+    def check(self, definition: Mapping[str, str]) -> Finding:
+        value = definition.get(self.key, self.default).strip()
+        if value.lower() in {allowed.lower() for allowed in self.allowed}:
+            return passed(self.key, f"{self.key} is {value!r}")
+        shown = repr(value) if self.key in definition else f"not set, which means {value!r}"
+        return failed(self.key, f"{self.key} is {shown}: {self.harm}", f"set {self.key}={self.allowed[0]}")
+
+
+_RULES = (
+    _Rule("connector.class", (POSTGRES_CLASS,), "", "livevec reads the envelope of this connector"),
+    _Rule("plugin.name", ("pgoutput",), "decoderbufs", "decoderbufs needs an extension and drops TRUNCATE"),
+    _Rule(
+        "offset.mismatch.strategy",
+        ("trust_offset",),
+        "no_validation",
+        "a slot that was dropped and made anew, or moved ahead, would go unnoticed and with it what it skipped",
+    ),
+    _Rule("skipped.operations", ("none",), "t", "operations are left out; the default drops TRUNCATE"),
+    _Rule(
+        "event.processing.failure.handling.mode", ("fail",), "fail", "an event that fails would be left out"
+    ),
+    _Rule(
+        "event.converting.failure.handling.mode",
+        ("fail",),
+        "warn",
+        "a value that cannot be converted would become NULL",
+    ),
+    _Rule("errors.tolerance", ("none",), "none", "records that fail would be left out"),
+    _Rule(
+        "snapshot.mode",
+        ("initial", "no_data"),
+        "initial",
+        "other modes read the tables again by themselves and so hide that changes were lost",
+    ),
+    _Rule("slot.drop.on.stop", ("false",), "false", "changes made while the connector is stopped are lost"),
+    _Rule(
+        "publication.autocreate.mode",
+        ("disabled",),
+        "all_tables",
+        "Debezium would change the publication that the preflight has checked",
+    ),
+    _Rule("decimal.handling.mode", ("string",), "precise", "numeric values would arrive as bytes"),
+    _Rule("time.precision.mode", ("isostring",), "adaptive", "dates and times would arrive as numbers"),
+    _Rule("interval.handling.mode", ("string",), "numeric", "intervals would arrive as approximate numbers"),
+    _Rule("hstore.handling.mode", ("json",), "json", "hstore values would not equal those read directly"),
+    _Rule(
+        "binary.handling.mode", ("bytes", "base64"), "bytes", "bytea would not equal what is read directly"
+    ),
+    _Rule("key.converter", (_JSON,), "", "livevec reads JSON"),
+    _Rule("key.converter.schemas.enable", ("false",), "true", "livevec reads JSON without schemas"),
+    _Rule("value.converter", (_JSON,), "", "livevec reads JSON"),
+    _Rule("value.converter.schemas.enable", ("false",), "true", "livevec reads JSON without schemas"),
+    _Rule("field.name.adjustment.mode", ("none",), "none", "columns would have other names"),
+    _Rule(
+        "unavailable.value.placeholder",
+        ("__debezium_unavailable_value",),
+        "__debezium_unavailable_value",
+        "livevec could not tell an unchanged long value from a text",
+    ),
+    _Rule("message.key.columns", ("",), "", "a record's key must be the primary key"),
+    _Rule(
+        "internal.log.position.check.enable",
+        ("true",),
+        "true",
+        "an offset that the log no longer holds would go unnoticed",
+    ),
+)
+
+
+def check_definition(definition: Mapping[str, str]) -> list[Finding]:
+    """Check a connector's configuration, ours or one deployed by someone else: one finding per rule."""
+    checks: tuple[Callable[[Mapping[str, str]], Finding], ...] = (_heartbeat, _transforms)
+    return [rule.check(definition) for rule in _RULES] + [check(definition) for check in checks]
+
+
+def _heartbeat(definition: Mapping[str, str]) -> Finding:
+    key = "heartbeat.interval.ms"
+    value = definition.get(key, "0")
+    if value.isdigit() and int(value) > 0:
+        return passed(key, f"{key} is {value!r}")
+    return failed(
+        key,
+        f"{key} is {value!r}: freshness is not known while the tables are idle, and the slot holds back WAL",
+        f"set {key}=1000",
+    )
+
+
+def _transforms(definition: Mapping[str, str]) -> Finding:
+    """Only headers may be added: any other transform may change, drop or re-route records."""
+    names = [name.strip() for name in definition.get("transforms", "").split(",") if name.strip()]
+    kinds = {name: definition.get(f"transforms.{name}.type", "") for name in names}
+    other = sorted(f"{name} ({kind})" for name, kind in kinds.items() if kind != _INSERT_HEADER)
+    if other:
+        return failed(
+            "transforms",
+            f"the definition transforms records: {', '.join(other)}; livevec reads Debezium's own envelope",
+            "remove these transforms; other readers can apply theirs when they consume",
+        )
+    return passed("transforms", "no transform changes the envelope")

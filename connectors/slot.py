@@ -1,0 +1,106 @@
+"""The replication slot, as PostgreSQL shows it: the only honest sign that a connector is streaming.
+
+Kafka Connect's own status stays RUNNING after its worker was killed; the slot's `active_pid` does not.
+"""
+
+import time
+from dataclasses import dataclass
+
+import psycopg
+
+from daemon.config import PostgresSource
+from daemon.errors import ConnectorError
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A row of pg_replication_slots.
+
+    Attributes:
+        active: a walsender is reading from it now.
+        lost: PostgreSQL removed log that it still needed; it is of no use any more.
+        confirmed_lsn: everything before it was acknowledged; None until the first acknowledgement.
+    """
+
+    name: str
+    plugin: str
+    database: str
+    active: bool
+    lost: bool
+    confirmed_lsn: int | None
+
+
+def connect(source: PostgresSource) -> "psycopg.Connection[tuple[object, ...]]":
+    """A connection in autocommit mode.
+
+    Raises:
+        ConnectorError: PostgreSQL cannot be reached.
+    """
+    try:
+        return psycopg.connect(
+            source.dsn.get_secret_value(),
+            autocommit=True,
+            connect_timeout=max(2, round(source.timeout_s)),
+            application_name="livevec",
+        )
+    except psycopg.Error as error:
+        raise ConnectorError(
+            f"PostgreSQL of source {source.name!r} cannot be reached: {error}".strip(),
+            f"check sources.{source.name}.dsn, and that the server is up",
+        ) from error
+
+
+def read(source: PostgresSource) -> Slot | None:
+    """The source's slot; None when there is none.
+
+    Raises:
+        ConnectorError: PostgreSQL cannot be reached.
+    """
+    with connect(source) as connection:
+        row = connection.execute(
+            "SELECT slot_name::text, plugin::text, database::text, active, wal_status = 'lost',"
+            " (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE slot_name = %s",
+            [source.slot_name],
+        ).fetchone()
+    if row is None:
+        return None
+    name, plugin, database, active, lost, confirmed = row
+    return Slot(
+        str(name),
+        str(plugin or ""),
+        str(database or ""),
+        bool(active),
+        bool(lost),
+        None if confirmed is None else int(str(confirmed)),
+    )
+
+
+def drop(source: PostgresSource, deadline_s: float) -> bool:
+    """Drop the slot once its reader has let go of it; answers whether there was one.
+
+    Raises:
+        ConnectorError: it is still in use after `deadline_s`, or may not be dropped.
+    """
+    end = time.monotonic() + deadline_s
+    with connect(source) as connection:
+        while True:
+            try:
+                dropped = connection.execute(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+                    [source.slot_name],
+                ).fetchall()
+                return bool(dropped)
+            except psycopg.errors.ObjectInUse as error:
+                if time.monotonic() > end:
+                    raise ConnectorError(
+                        f"slot {source.slot_name!r} is still in use: {error}".strip(),
+                        "stop the process that reads it, then delete again",
+                    ) from error
+                time.sleep(_POLL_S)
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise ConnectorError(
+                    f"slot {source.slot_name!r} cannot be dropped: {error}".strip(),
+                    f"run as a role with REPLICATION: SELECT pg_drop_replication_slot('{source.slot_name}')",
+                ) from error
