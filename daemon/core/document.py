@@ -70,6 +70,7 @@ class DocumentBuilder:
         self._fields = tuple(fields)
         self._space = blake2b(space.encode(), digest_size=_HASH_BYTES).digest()
         self._text_bytes_max = text_bytes_max
+        self.text_columns = self._template.columns
         self.columns = tuple(dict.fromkeys((*self._template.columns, *(field.column for field in fields))))
 
     def build(self, row: Row) -> Document:

@@ -5,6 +5,8 @@
     lv:<pipeline>:<version>:meta:{<pipeline>.<bucket>}:<id>          bookkeeping of one document
     lv:<pipeline>:<version>:floor:{<pipeline>.<bucket>}              floor of one bucket
     lv:<pipeline>:versions                                index versions and their settings
+    lv:<pipeline>:reconcile                               why a reconcile is due
+    lv:source:<source>:anchors                            xids in 64 bits beside WAL positions
     lv:positions:<group>:{<tag>}                          how far the log is applied, per shard
 
 Bookkeeping is apart from the documents, because any change to an indexed hash inserts its vector anew. The
@@ -90,6 +92,14 @@ class Layout:
 
 def versions_key(pipeline: str) -> str:
     return f"lv:{pipeline}:versions"
+
+
+def reconcile_key(pipeline: str) -> str:
+    return f"lv:{pipeline}:reconcile"
+
+
+def anchors_key(source: str) -> str:
+    return f"lv:source:{source}:anchors"
 
 
 def positions_key(group: str, tag: str) -> str:

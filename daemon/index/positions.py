@@ -13,8 +13,9 @@ from typing import Any, cast
 
 from redis.asyncio.cluster import RedisCluster
 
-from daemon.index.connection import Client, translated
+from daemon.index.connection import Client, FunctionsMissing, translated
 from daemon.index.layout import positions_key
+from daemon.index.writer import load_functions
 
 Partition = tuple[str, int]
 
@@ -95,14 +96,27 @@ class Positions:
             known.update(moves)
         return Verdict.ADVANCED
 
+    async def reset(self, partition: Partition) -> None:
+        """Forget how far a claimed partition was applied: its offsets start anew."""
+        for key in self._keys:
+            known = self._known[key]
+            if partition in known:
+                reset = Position(known[partition].claim, -1)
+                await self._call(key, [_field(partition), known[partition].encode(), reset.encode()])
+                known[partition] = reset
+
     def release(self, partitions: Sequence[Partition]) -> None:
         for known in self._known.values():
             for partition in partitions:
                 known.pop(partition, None)
 
     async def _call(self, key: str, updates: Sequence[str | int]) -> list[bytes]:
-        with translated():
-            reply = await cast(Any, self._client).fcall("livevec_advance", 1, key, *updates)
+        try:
+            with translated():
+                reply = await cast(Any, self._client).fcall("livevec_advance", 1, key, *updates)
+        except FunctionsMissing:
+            await load_functions(self._client)
+            raise
         return reply if isinstance(reply, list) else []
 
     async def _shard_keys(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Every write to the index, made under the version rule by functions.lua, and the look-ups before it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.resources import files
@@ -11,7 +12,7 @@ import redis.exceptions as redis_errors
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
-from daemon.index.layout import Layout
+from daemon.index.layout import Layout, reconcile_key
 
 Command = list[str | bytes | int]
 
@@ -147,9 +148,10 @@ class IndexWriter:
             with translated():
                 replies = await pipe.execute(raise_on_error=False)
             results.extend(_result(reply) for reply in replies)
-        for result in results:
-            if isinstance(result, FunctionsMissing):
-                raise result
+        missing = next((result for result in results if isinstance(result, FunctionsMissing)), None)
+        if missing is not None:
+            await load_functions(self._client)
+            raise missing
         return results
 
     async def raise_floors(self, version: Version) -> None:
@@ -172,6 +174,23 @@ class IndexWriter:
             seen += len(ids)
             on_progress(seen)
         return removed
+
+    async def mark_for_reconcile(self, reason: str) -> None:
+        """Note that the log alone cannot make this index right; `livevec verify --repair` can."""
+        with translated():
+            await cast(Any, self._client).hset(reconcile_key(self.layout.pipeline), reason, str(time.time()))
+
+    async def reconcile_reasons(self) -> dict[str, float]:
+        """Why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
+        with translated():
+            found = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
+        return {reason.decode(): float(since) for reason, since in found.items()}
+
+    async def reconciled(self, reasons: Collection[str]) -> None:
+        """Forget reasons that a reconcile, started after they were read, has dealt with."""
+        if reasons:
+            with translated():
+                await cast(Any, self._client).hdel(reconcile_key(self.layout.pipeline), *reasons)
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
         """Ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""

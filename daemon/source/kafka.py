@@ -30,7 +30,9 @@ log = structlog.get_logger(__name__)
 class Listener(Protocol):
     """What the consumer tells; every method runs in the event loop."""
 
-    def received(self, records: Sequence[Record]) -> None: ...
+    def received(self, records: Sequence[Record], seeks: int) -> None:
+        """Records in order; `seeks` counts the calls of `seek` that were made before they were read."""
+        ...
 
     async def assigned(self, committed: Mapping[Partition, int | None]) -> Mapping[Partition, int | None]:
         """The offset to start each partition from (None: its beginning), given what the group has committed."""
@@ -78,6 +80,7 @@ class KafkaReader:
         self._stopping = threading.Event()
         self._paused: frozenset[str] = frozenset()
         self._assignment: set[Partition] = set()
+        self._seeks = 0
         self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
 
     def start(self) -> None:
@@ -98,7 +101,12 @@ class KafkaReader:
 
     def seek(self, offsets: Mapping[Partition, int | None]) -> None:
         """Read these partitions again from these offsets (None: the beginning)."""
-        self._calls.put(lambda: self._seek(offsets))
+
+        def call() -> None:
+            self._seek(offsets)
+            self._seeks += 1
+
+        self._calls.put(call)
 
     # ---- in the thread
 
@@ -129,7 +137,7 @@ class KafkaReader:
             elif (message.topic(), message.partition()) in self._assignment:
                 records.append(_record(message, received_at_s))
         if records:
-            self._loop.call_soon_threadsafe(self._listener.received, records)
+            self._loop.call_soon_threadsafe(self._listener.received, records, self._seeks)
 
     def _explain(self, error: KafkaError, message: Message) -> None:
         """Decide about an error that came in place of a record."""

@@ -1,0 +1,134 @@
+"""The queue of one pipeline and the batches that run: asks the policy when to close, and hands over."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from daemon.core.batching import Close, Deadline, Policy, Running
+from daemon.core.queue import ChangeQueue, Item
+from daemon.errors import StopPipeline
+from daemon.pipeline import INVISIBLE_PAUSE_S, Projector
+from daemon.telemetry.metrics import PipelineMetrics
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Runs batches of one pipeline.
+
+    Args:
+        projector: does the work.
+        policy: decides about batches.
+        batch_max: most items in one.
+        metrics: of the pipeline.
+        on_change: called after a batch ended, so that the owner can look at how full the queue is.
+        on_failure: called with what ended a batch for good.
+    """
+
+    def __init__(
+        self,
+        projector: Projector,
+        policy: Policy,
+        batch_max: int,
+        metrics: PipelineMetrics,
+        on_change: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self.queue = ChangeQueue()
+        self._projector = projector
+        self._policy = policy
+        self._batch_max = batch_max
+        self._metrics = metrics
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._running: dict[asyncio.Task[None], Running] = {}
+        self._later = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._overloaded = False
+        self.stopped: StopPipeline | None = None
+
+    def put(self, items: Sequence[Item]) -> None:
+        """Add changes; a stopped pipeline keeps them, unacknowledged."""
+        for item in items:
+            self.queue.put(item)
+        if items:
+            self._idle.clear()
+            self._pump()
+
+    async def drained(self) -> None:
+        """Wait until nothing waits and nothing runs."""
+        await self._idle.wait()
+
+    def abandon(self) -> None:
+        """Forget what waits and cancel what runs; its records were not acknowledged and will be read again."""
+        self.queue = ChangeQueue()
+        for task in self._running:
+            task.cancel()
+
+    def stop(self, error: StopPipeline) -> None:
+        """Take nothing more from the queue; what waits is not acknowledged, and read again after a restart."""
+        self.stopped = error
+        self.abandon()
+
+    def _pump(self) -> None:
+        """Close batches as long as the policy says so; then come back when it wants to be asked again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while len(self.queue) and self.stopped is None:
+            now_s = time.time()
+            decision = self._policy.decide(
+                now_s, self.queue.waiting(self._batch_max), list(self._running.values())
+            )
+            if not isinstance(decision, Close):
+                if decision.until_s < float("inf"):
+                    pause_s = max(0.0005, decision.until_s - now_s)
+                    self._timer = asyncio.get_running_loop().call_later(pause_s, self._pump)
+                break
+            self._launch(self.queue.take(decision.count), now_s)
+        self._show()
+
+    def _launch(self, items: Sequence[Item], now_s: float) -> None:
+        self._metrics.batch.observe(len(items))
+        task = asyncio.get_running_loop().create_task(self._run(items))
+        self._running[task] = Running(now_s, sum(item.waiting.tokens for item in items))
+        task.add_done_callback(self._ended)
+
+    async def _run(self, items: Sequence[Item]) -> None:
+        processed = await self._projector.process(items)
+        self._policy.observe(time.time(), processed.finished)
+        if processed.later:
+            self._later += len(processed.later)
+            asyncio.get_running_loop().call_later(INVISIBLE_PAUSE_S, self._again, processed.later)
+
+    def _again(self, items: Sequence[Item]) -> None:
+        self._later -= len(items)
+        self.put(items)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, StopPipeline):
+                self.stop(error)
+            self._on_failure(error)
+        self._pump()
+        if not (len(self.queue) or self._running or self._later):
+            self._idle.set()
+        self._on_change()
+
+    def _show(self) -> None:
+        self._metrics.queued.set(self.queue.changes)
+        self._metrics.queued_bytes.set(self.queue.size_bytes)
+        self._metrics.in_flight.set(len(self._running))
+        if self._policy.overloaded != self._overloaded:
+            self._overloaded = self._policy.overloaded
+            self._metrics.overloaded.set(self._overloaded)
+            log.info("overload" if self._overloaded else "overload_over", pipeline=self._metrics.name)
+        if isinstance(self._policy, Deadline):
+            cost = self._policy.cost
+            self._metrics.all.cost_fixed.labels(self._metrics.name).set(cost.fixed_s)
+            self._metrics.all.cost_token.labels(self._metrics.name).set(cost.token_s)

@@ -1,0 +1,213 @@
+"""One pipeline, put together: from its settings to a decoder, an index and a dispatcher."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from daemon.config import BatchingSettings, Config, Pipeline, PostgresSource
+from daemon.core.batching import Aimd, Deadline, Fixed, Limits, Policy, Waiting
+from daemon.core.change import Change, Operation, Row
+from daemon.core.document import DocumentBuilder, Field
+from daemon.core.progress import Receipt
+from daemon.core.queue import Item, size_estimate, tokens_estimate
+from daemon.core.version import SnapshotVersion
+from daemon.dispatcher import Dispatcher
+from daemon.embedding.batches import EmbeddingBatches
+from daemon.embedding.embedder import Embedder, EmbeddingSpace
+from daemon.errors import ConfigError, RejectRow
+from daemon.index import schema
+from daemon.index.connection import Client
+from daemon.index.layout import document_id
+from daemon.index.writer import IndexWriter
+from daemon.patience import Patience
+from daemon.pipeline import Projector
+from daemon.source.anchors import XidAnchors
+from daemon.source.dead_letters import DeadLetterProducer, DeadLetterTopic
+from daemon.source.envelope import EnvelopeDecoder, key_text
+from daemon.source.events import EventDecoder
+from daemon.source.postgres import PostgresReader, TableSchema
+from daemon.source.record import Record
+from daemon.telemetry.metrics import Metrics
+
+_REREAD_TOKENS = 32
+"""Assumed for a row that is yet to be read."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What all pipelines of a process share."""
+
+    config: Config
+    redis: Client
+    embedder: Embedder
+    space: EmbeddingSpace
+    dead_letters: DeadLetterProducer
+    patience: Patience
+    metrics: Metrics
+    readers: dict[str, PostgresReader]
+    anchors: dict[str, XidAnchors]
+
+
+class TableRows:
+    """Re-reads rows of one table, in queries of bounded size."""
+
+    def __init__(
+        self, reader: PostgresReader, table: TableSchema, columns: Sequence[str], rows_max: int
+    ) -> None:
+        self._reader = reader
+        self._table = table
+        self._columns = tuple(dict.fromkeys((*table.key, *columns)))
+        self._rows_max = rows_max
+
+    async def reread(self, keys: Sequence[tuple[str, ...]]) -> list[tuple[SnapshotVersion, Row | None]]:
+        """The row of each key, with the snapshot it was read at; None where there is none."""
+        found: list[tuple[SnapshotVersion, Row | None]] = []
+        for start in range(0, len(keys), self._rows_max):
+            part = keys[start : start + self._rows_max]
+            read = await self._reader.reread(self._table, part, self._columns)
+            rows = {self.key(row): row for row in read.rows}
+            found += [(read.version, rows.get(key)) for key in part]
+        return found
+
+    def key(self, row: Row) -> tuple[str, ...]:
+        return tuple(key_text(row[column]) for column in self._table.key)
+
+
+class Mirror:
+    """One pipeline of a running process: gives items for records, and batches them."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        decoder: EnvelopeDecoder | EventDecoder,
+        builder: DocumentBuilder,
+        writer: IndexWriter,
+        projector: Projector,
+        dispatcher: Dispatcher,
+        target_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self.pipeline = pipeline
+        self.writer = writer
+        self.projector = projector
+        self.dispatcher = dispatcher
+        self.metrics = metrics.pipeline(pipeline.name)
+        self._decoder = decoder
+        self._builder = builder
+        self._target_s = target_s
+
+    def decode(self, record: Record) -> Change | None:
+        """See the decoders: None for a record that changes no row."""
+        return self._decoder.decode(record)
+
+    def item(self, record: Record, change: Change, receipt: Receipt) -> Item:
+        """What the queue holds of a change."""
+        tokens = 0
+        if change.row is not None:
+            row = change.row
+            size = sum(len(value) for c in self._builder.text_columns if isinstance(value := row[c], str))
+            tokens = tokens_estimate(size)
+        elif change.operation is Operation.REREAD:
+            tokens = _REREAD_TOKENS
+        return Item(
+            id=document_id(change.key),
+            change=change,
+            receipts=[receipt],
+            record=record,
+            waiting=Waiting(record.received_at_s, change.committed_at_s + self._target_s, tokens),
+            size_bytes=size_estimate(record.size_bytes),
+            received_at_s=record.received_at_s,
+        )
+
+    async def reject(self, record: Record, error: RejectRow, receipt: Receipt) -> None:
+        """Dead-letter a record that could not be decoded."""
+        at_s = record.appended_at_s
+        change = Change(Operation.REREAD, (), None, None, 0, None, at_s, at_s)
+        waiting = Waiting(record.received_at_s, at_s, 0)
+        await self.projector.reject(Item("", change, [receipt], record, waiting, record.size_bytes), error)
+
+
+async def assemble(
+    pipeline: Pipeline,
+    parts: Parts,
+    on_change: Callable[[], None],
+    on_failure: Callable[[BaseException], None],
+) -> Mirror:
+    """Build a pipeline: its table is looked up, its index made if it is missing.
+
+    Raises:
+        ConfigError: the table lacks a column, or the index was made with other settings.
+        FailureClass: a part failed.
+    """
+    config = parts.config
+    source = config.source(pipeline.source)
+    fields = [Field(field.column, field.field, field.type) for field in pipeline.metadata]
+    version = schema.wanted(pipeline, parts.space, schema.FIRST_VERSION)
+    builder = DocumentBuilder(pipeline.text, fields, version.space(), pipeline.text_bytes_max)
+    decoder: EnvelopeDecoder | EventDecoder
+    rows: TableRows | None = None
+    if isinstance(source, PostgresSource):
+        reader = parts.readers[source.name]
+        table = await parts.patience.call("source", lambda: reader.schema(pipeline.table))
+        _check_columns(pipeline, table, builder.columns)
+        decoder = EnvelopeDecoder(
+            pipeline.table, table.key, builder.columns, parts.anchors[source.name].widen
+        )
+        rows = TableRows(reader, table, builder.columns, source.reread_rows_max)
+    else:
+        decoder = EventDecoder(config.topic(pipeline), builder.columns)
+    layout = await parts.patience.call("redis", lambda: schema.ensure(parts.redis, pipeline, parts.space))
+    writer = IndexWriter(parts.redis, layout, config.redis.pipeline_commands_max)
+    metrics = parts.metrics.pipeline(pipeline.name)
+    embedding = EmbeddingBatches(
+        parts.embedder, config.embedding.batch_texts_max, config.embedding.requests_max, pipeline.index.type
+    )
+    topic = pipeline.name + config.kafka.dead_letter_topic_suffix
+    projector = Projector(
+        builder=builder,
+        chunk=lambda text: (text,),
+        writer=writer,
+        embedding=embedding,
+        rows=rows,
+        dead_letters=DeadLetterTopic(
+            parts.dead_letters, topic, pipeline.name, pipeline.keep_bytes_in_dead_letters
+        ),
+        patience=parts.patience,
+        metrics=metrics,
+        marker_ttl_s=config.redis.delete_marker_ttl_s,
+    )
+    dispatcher = Dispatcher(
+        projector, policy(config.batching), config.batching.batch_max, metrics, on_change, on_failure
+    )
+    target_s = config.batching.target_ms / 1000
+    return Mirror(pipeline, decoder, builder, writer, projector, dispatcher, target_s, parts.metrics)
+
+
+def policy(settings: BatchingSettings) -> Policy:
+    """The policy that the configuration names."""
+    limits = Limits(
+        batch_max=settings.batch_max,
+        batch_tokens_max=settings.batch_tokens_max,
+        in_flight_max=settings.in_flight_max,
+        linger_s_max=settings.linger_ms_max / 1000,
+    )
+    match settings.policy:
+        case "deadline":
+            return Deadline(limits, settings.target_ms / 1000)
+        case "aimd":
+            return Aimd(limits, settings.fixed_size)
+        case "fixed":
+            return Fixed(limits, settings.fixed_size)
+
+
+def _check_columns(pipeline: Pipeline, table: TableSchema, columns: Sequence[str]) -> None:
+    names = [column.name for column in table.columns]
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise ConfigError(
+            f"pipeline {pipeline.name!r} names {', '.join(missing)}, which {pipeline.table} does not have; "
+            f"its columns are {', '.join(names)}"
+        )
+    if not table.key:
+        raise ConfigError(
+            f"{pipeline.table} has no primary key; add one: ALTER TABLE {pipeline.table} ADD PRIMARY KEY (...)"
+        )

@@ -1,0 +1,353 @@
+"""The one place that orders effects: plan -> embed -> upsert -> acknowledge. Nothing else touches a row.
+
+Used by the service for live changes and by workflow activities for rows read from the source.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from daemon.core.batching import Finished
+from daemon.core.change import Operation, Outcome, Row
+from daemon.core.document import Document, DocumentBuilder
+from daemon.core.queue import Item
+from daemon.core.version import SnapshotVersion, Version, replaces
+from daemon.embedding.batches import EmbeddingBatches
+from daemon.errors import FailureClass, RejectRow, RetryLater
+from daemon.index.writer import Delete, IndexWriter, Put, Result, Touch, Write
+from daemon.patience import Patience
+from daemon.telemetry.metrics import PipelineMetrics, Sample
+
+INVISIBLE_PAUSE_S = 0.02
+"""How long to wait before a row is read again whose change was not visible yet."""
+
+
+class RowSource(Protocol):
+    """Reads rows of the pipeline's table as they are now."""
+
+    async def reread(self, keys: Sequence[tuple[str, ...]]) -> list[tuple[SnapshotVersion, Row | None]]:
+        """The row of each key, with the snapshot it was read at; None where there is none."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """Where a refused row goes; returns once it is there for good."""
+
+    async def put(self, item: Item, error: RejectRow) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One write on its way. `document` None: the row is gone."""
+
+    item: Item
+    version: Version
+    document: Document | None
+    chunks: Sequence[str] = ()
+    unchanged: bool = False
+
+
+@dataclass(slots=True)
+class Processed:
+    """What became of a batch: how long it took, and the items whose rows cannot be read yet."""
+
+    finished: Finished
+    later: list[Item]
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Wall-clock moments of one batch, for the stages of its samples."""
+
+    started_s: float
+    embedded_s: float = 0.0
+    embed_s: float = 0.0
+    texts: int = 0
+    tokens: int = 0
+    oldest_s: float = field(default=float("inf"))
+
+
+class Projector:
+    """Projects changes of one pipeline into one index version.
+
+    Args:
+        builder: of documents.
+        chunk: cuts a text into what is embedded.
+        writer: of the index.
+        embedding: see `EmbeddingBatches`.
+        rows: for re-reading; None where the source cannot be asked (event topics).
+        dead_letters: for rows that can never pass.
+        patience: for parts that are away.
+        metrics: of the pipeline.
+        marker_ttl_s: lifetime of a delete marker.
+    """
+
+    def __init__(
+        self,
+        builder: DocumentBuilder,
+        chunk: Callable[[str], Sequence[str]],
+        writer: IndexWriter,
+        embedding: EmbeddingBatches,
+        rows: RowSource | None,
+        dead_letters: DeadLetters,
+        patience: Patience,
+        metrics: PipelineMetrics,
+        marker_ttl_s: float,
+    ) -> None:
+        self._builder = builder
+        self._chunk = chunk
+        self._writer = writer
+        self._embedding = embedding
+        self._rows = rows
+        self._dead_letters = dead_letters
+        self._patience = patience
+        self._metrics = metrics
+        self._marker_ttl_s = marker_ttl_s
+
+    async def process(self, items: Sequence[Item]) -> Processed:
+        """Bring every item's document up to date and settle its receipts.
+
+        Parts that are away are waited for; what can never pass is dead-lettered; a write that lost a race is
+        planned again. When this returns, each item is settled or among `later`.
+
+        Raises:
+            StopPipeline: the source's table does not fit any more.
+            StopProcess: a part is set up wrongly.
+        """
+        clock = _Clock(started_s=time.time())
+        work: list[_Work] = []
+        hints: list[Item] = []
+        for item in items:
+            if item.change.operation is Operation.TRUNCATE:
+                await self._truncate(item)
+            elif self._is_hint(item, clock.started_s):
+                hints.append(item)
+            else:
+                work += await self._plan(item, item.change.version, item.change.row)
+        later = await self._reread(hints, work) if hints else []
+        while work:
+            work = await self._apply(work, clock)
+        now_s = time.time()
+        return Processed(
+            Finished(
+                texts=clock.texts,
+                tokens=clock.tokens,
+                embed_s=clock.embed_s,
+                total_s=now_s - clock.started_s,
+                latency_s=max(0.0, now_s - clock.oldest_s),
+            ),
+            later,
+        )
+
+    def _is_hint(self, item: Item, now_s: float) -> bool:
+        """Whether the row must be read from the source instead of taken from the change.
+
+        A write older than half a marker's life is one: what would refuse it may have expired.
+        """
+        change = item.change
+        if change.operation is Operation.REREAD:
+            return True
+        old = now_s - change.committed_at_s > self._marker_ttl_s / 2
+        return old and change.operation is Operation.UPSERT and self._rows is not None
+
+    async def _plan(self, item: Item, version: Version | None, row: Row | None) -> list[_Work]:
+        assert version is not None
+        if row is None:
+            return [_Work(item, version, None)]
+        try:
+            document = self._builder.build(row)
+        except RejectRow as error:
+            await self.reject(item, error)
+            return []
+        chunks = self._chunk(document.text) if document.text.strip() else ()
+        return [_Work(item, version, document, chunks)]
+
+    async def _reread(self, hints: Sequence[Item], work: list[_Work]) -> list[Item]:
+        """Read the rows of hints and add what is to be written; answers those whose change is not visible yet."""
+        rows = self._rows
+        assert rows is not None, "only a source that can be asked gives hints"
+        found = await self._patience.call("source", lambda: rows.reread([h.change.key for h in hints]))
+        later = []
+        for item, (version, row) in zip(hints, found, strict=True):
+            change = item.change
+            if (
+                change.wait_xid is not None
+                and change.era == version.era
+                and not version.sees(change.wait_xid)
+            ):
+                later.append(item)
+            else:
+                work += await self._plan(item, version, row)
+        return later
+
+    async def _apply(self, work: Sequence[_Work], clock: _Clock) -> list[_Work]:
+        """Plan, embed and write; answers what must be planned again."""
+        stored = await self._patience.call(
+            "redis", lambda: self._writer.lookup([one.item.id for one in work])
+        )
+        ready: list[tuple[_Work, Write]] = []
+        to_embed: list[_Work] = []
+        for one, before in zip(work, stored, strict=True):
+            document = one.document
+            if before is not None and not replaces(one.version, before.version):
+                self._settle(one.item, Outcome.SUPERSEDED)
+            elif document is None:
+                marker_ttl_ms = int(self._marker_ttl_s * 1000)
+                ready.append((one, Delete(one.item.id, one.version, marker_ttl_ms)))
+            elif before is not None and before.content_hash == document.content_hash:
+                one.unchanged = before.metadata_hash == document.metadata_hash
+                ready.append((one, _touch(one, document)))
+            elif not one.chunks:
+                ready.append((one, _put(one, document, ())))
+            else:
+                to_embed.append(one)
+        if not to_embed:
+            return await self._write(ready, clock)
+        # What needs no embedding is written while the rest is embedded.
+        embedding = asyncio.ensure_future(self._embed(to_embed, clock))
+        try:
+            again = await self._write(ready, clock) if ready else []
+            embedded = await embedding
+        finally:
+            embedding.cancel()
+        return again + await self._write(embedded, clock)
+
+    async def _embed(self, work: Sequence[_Work], clock: _Clock) -> list[tuple[_Work, Write]]:
+        """The finished writes of documents whose text changed; refused ones are dead-lettered."""
+        result = await self._embedding.embed([chunk for one in work for chunk in one.chunks], self._patience)
+        clock.embedded_s = time.time()
+        clock.embed_s += result.embed_s
+        clock.texts += result.texts
+        clock.tokens += sum(one.item.waiting.tokens for one in work)
+        ready: list[tuple[_Work, Write]] = []
+        at = 0
+        for one in work:
+            vectors = result.vectors[at : at + len(one.chunks)]
+            at += len(one.chunks)
+            refused = next((vector for vector in vectors if isinstance(vector, RejectRow)), None)
+            if refused is not None:
+                await self.reject(one.item, refused)
+                continue
+            assert one.document is not None
+            pairs = tuple(
+                (text, v) for text, v in zip(one.chunks, vectors, strict=True) if isinstance(v, bytes)
+            )
+            ready.append((one, _put(one, one.document, pairs)))
+        return ready
+
+    async def _write(self, ready: Sequence[tuple[_Work, Write]], clock: _Clock) -> list[_Work]:
+        """Write until Redis has answered for each; settles what is done, answers what lost a race."""
+        conflicts: list[_Work] = []
+        while ready:
+            writes = [write for _, write in ready]
+            results = await self._patience.call("redis", lambda writes=writes: self._writer.write(writes))  # type: ignore[misc]
+            now_s = time.time()
+            again: list[tuple[_Work, Write]] = []
+            waiting: RetryLater | None = None
+            for (one, write), result in zip(ready, results, strict=True):
+                if isinstance(result, RetryLater):
+                    waiting = result
+                    again.append((one, write))
+                elif isinstance(result, RejectRow):
+                    await self.reject(one.item, result)
+                elif isinstance(result, FailureClass):
+                    raise result
+                elif result is Result.CONFLICT:
+                    conflicts.append(one)
+                else:
+                    self._written(one, write, result, clock, now_s)
+            if waiting is not None:
+                await self._patience.call("redis", _failing_once(waiting))
+            ready = again
+        return conflicts
+
+    def _written(self, one: _Work, write: Write, result: Result, clock: _Clock, now_s: float) -> None:
+        change = one.item.change
+        live = change.operation is not Operation.REREAD or change.wait_xid is not None
+        if live:
+            clock.oldest_s = min(clock.oldest_s, change.committed_at_s)
+        if result is Result.SUPERSEDED:
+            outcome = Outcome.SUPERSEDED
+        elif isinstance(write, Delete):
+            outcome = Outcome.DELETED
+        elif isinstance(write, Touch):
+            outcome = Outcome.UNCHANGED if one.unchanged else Outcome.METADATA
+        else:
+            outcome = Outcome.EMBEDDED
+            if live and write.chunks:
+                self._metrics.embedded(_sample(one.item, clock, now_s))
+        self._settle(one.item, outcome)
+
+    async def _truncate(self, item: Item) -> None:
+        """A floor in every bucket, then the sweep; acknowledged after it."""
+        version = item.change.version
+        if version is None:
+            await self._patience.call(
+                "redis", lambda: self._writer.mark_for_reconcile("truncate_without_position")
+            )
+        else:
+            await self._patience.call("redis", lambda: self._writer.raise_floors(version))
+            await self._patience.call("redis", lambda: self._writer.sweep(version))
+        self._settle(item, Outcome.TRUNCATED)
+
+    async def reject(self, item: Item, error: RejectRow) -> None:
+        """Dead-letter an item and settle it."""
+        await self._patience.call("dead_letters", lambda: self._dead_letters.put(item, error))
+        self._metrics.all.dead_letters.labels(self._metrics.name, error.reason).inc()
+        self._settle(item, Outcome.DEAD_LETTERED)
+
+    def _settle(self, item: Item, outcome: Outcome) -> None:
+        self._metrics.outcomes[outcome].inc()
+        if len(item.receipts) > 1:
+            self._metrics.outcomes[Outcome.COLLAPSED].inc(len(item.receipts) - 1)
+        for receipt in item.receipts:
+            receipt.settle()
+
+
+def _put(one: _Work, document: Document, chunks: tuple[tuple[str, bytes], ...]) -> Put:
+    return Put(
+        id=one.item.id,
+        version=one.version,
+        content_hash=document.content_hash,
+        metadata_hash=document.metadata_hash,
+        metadata=document.metadata,
+        chunks=chunks,
+    )
+
+
+def _touch(one: _Work, document: Document) -> Touch:
+    return Touch(
+        id=one.item.id,
+        version=one.version,
+        content_hash=document.content_hash,
+        metadata_hash=document.metadata_hash,
+        metadata=document.metadata,
+        absent=document.absent,
+    )
+
+
+def _sample(item: Item, clock: _Clock, now_s: float) -> Sample:
+    change = item.change
+    return Sample(
+        id=item.id,
+        committed_at=change.committed_at_s,
+        total=now_s - change.committed_at_s,
+        capture=max(0.0, change.appended_at_s - change.committed_at_s),
+        transit=max(0.0, item.received_at_s - change.appended_at_s),
+        queue=max(0.0, clock.started_s - item.received_at_s),
+        embed=max(0.0, clock.embedded_s - clock.started_s),
+        upsert=max(0.0, now_s - clock.embedded_s),
+    )
+
+
+def _failing_once(error: RetryLater) -> Callable[[], Awaitable[None]]:
+    """A call that fails with `error` the first time: makes Patience wait and show it."""
+    failures = [error]
+
+    async def call() -> None:
+        if failures:
+            raise failures.pop()
+
+    return call

@@ -1,0 +1,114 @@
+"""The HTTP server of the daemon: /metrics, /healthz, /readyz, /status.json, /samples.json?after=N.
+
+Runs in a thread of its own, so that a scrape never waits for a batch, and a stuck event loop shows in /healthz.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import parse_qs
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.types import StartResponse
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from daemon.errors import ConfigError
+from daemon.telemetry.health import Health
+from daemon.telemetry.metrics import Metrics
+
+_STUCK_AFTER_S = 15.0
+Answer = tuple[str, str, bytes]
+
+
+class TelemetryServer:
+    """Serves what `metrics` and `health` know.
+
+    Args:
+        address: `host:port`.
+    """
+
+    def __init__(self, address: str, metrics: Metrics, health: Health) -> None:
+        self._metrics = metrics
+        self._health = health
+        host, _, port = address.rpartition(":")
+        try:
+            self._server = make_server(
+                host or "0.0.0.0", int(port), self._serve, ThreadingWSGIServer, _QuietHandler
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"telemetry.address {address!r} cannot be served ({error}); is another daemon running there?"
+            ) from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="telemetry", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _serve(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        pages: dict[str, Callable[[str], Answer]] = {
+            "/metrics": self._scrape,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/status.json": self._status,
+            "/samples.json": self._samples,
+        }
+        page = pages.get(environ["PATH_INFO"])
+        if page is None:
+            status, kind, body = "404 Not Found", "text/plain", "\n".join(pages).encode()
+        else:
+            status, kind, body = page(environ.get("QUERY_STRING", ""))
+        start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _scrape(self, _: str) -> Answer:
+        return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._metrics.registry)
+
+    def _healthz(self, _: str) -> Answer:
+        silent_s = time.monotonic() - self._health.alive_at_s
+        if silent_s > _STUCK_AFTER_S:
+            return (
+                "503 Service Unavailable",
+                "text/plain",
+                f"event loop silent for {silent_s:.0f} s\n".encode(),
+            )
+        return "200 OK", "text/plain", b"alive\n"
+
+    def _readyz(self, _: str) -> Answer:
+        status = "200 OK" if self._health.ready else "503 Service Unavailable"
+        return status, "application/json", self._state()
+
+    def _status(self, _: str) -> Answer:
+        return "200 OK", "application/json", self._state()
+
+    def _state(self) -> bytes:
+        health = self._health
+        return orjson.dumps(
+            {
+                "ready": health.ready,
+                "assigned": health.assigned,
+                "parts": {name: asdict(part) for name, part in health.parts.items()},
+                "stopped_pipelines": health.stopped_pipelines,
+                "samples": self._metrics.samples.count,
+            }
+        )
+
+    def _samples(self, query: str) -> Answer:
+        after = parse_qs(query).get("after", ["0"])[0]
+        if not after.isdigit():
+            return "400 Bad Request", "text/plain", b"after=N: a number, as /status.json gives in `samples`\n"
+        ring = self._metrics.samples
+        body = orjson.dumps({"count": ring.count, "samples": ring.after(int(after))})
+        return "200 OK", "application/json", body
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not logged."""
