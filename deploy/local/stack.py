@@ -62,17 +62,18 @@ class Stack:
             StackError: a prerequisite is missing, a download failed, or a server did not start: names its log.
         """
         ports.check_names(self._fixed_ports)
-        supervisor = None
-        if self._running() is None:
-            supervisor = self._spawn(self._prepare(on_progress), attached=not detach)
+        if self._running() is not None and (addresses := self._await_ready(None, on_progress)) is not None:
+            return addresses
+        supervisor = self._spawn(self._prepare(on_progress), attached=not detach)
         try:
             addresses = self._await_ready(supervisor, on_progress)
         except BaseException:
-            if supervisor is not None:
-                supervisor.terminate()
-                supervisor.wait()
+            supervisor.terminate()
+            supervisor.wait()
             raise
-        self._check_matches()
+        if addresses is None:
+            log = self._home.supervisor_log
+            raise StackError(f"the stack ended while it started; {log} ends with:\n{tail(log)}")
         return addresses
 
     def wait(self, on_progress: OnProgress = silent) -> None:
@@ -204,30 +205,34 @@ class Stack:
             _owned[self._home.path] = process
         return process
 
-    def _await_ready(self, supervisor: subprocess.Popen[bytes] | None, on_progress: OnProgress) -> Addresses:
+    def _await_ready(
+        self, supervisor: subprocess.Popen[bytes] | None, on_progress: OnProgress
+    ) -> Addresses | None:
+        """Follow `supervisor`, or whichever runs here; None where it ended without a word."""
         news = _News(self._home.progress)
         while True:
+            # Before the state is read: what an ended process wrote last is then seen.
             exited = supervisor.poll() if supervisor else None
             state = self._home.state()
-            ours = supervisor is None or (state is not None and state.supervisor.pid == supervisor.pid)
-            if state is not None and (state.supervisor.alive or ours):
+            alive = state is not None and state.supervisor.alive
+            ours = supervisor is not None and state is not None and state.supervisor.pid == supervisor.pid
+            if state is not None and (alive or ours):
                 news.deliver(on_progress)
                 if state.phase == "failed":
                     raise StackError(state.message)
                 addresses = self._home.addresses()
-                if state.phase == "ready" and addresses is not None and state.supervisor.alive:
+                if state.phase == "ready" and alive and addresses is not None:
+                    self._check_matches(state)
                     return addresses
             if exited == EXIT_HOME_TAKEN:
                 supervisor = None
-            elif exited is not None or (supervisor is None and not (state and state.supervisor.alive)):
-                log = self._home.supervisor_log
-                raise StackError(f"the stack ended while it started; {log} ends with:\n{tail(log)}")
+            elif exited is not None or (supervisor is None and not alive):
+                return None
             time.sleep(POLL_S)
 
-    def _check_matches(self) -> None:
+    def _check_matches(self, state: StackState) -> None:
         """A running stack that we attached to must be the one that was asked for."""
-        state = self._running()
-        running = [server.name for server in state.servers] if state else []
+        running = [server.name for server in state.servers]
         missing = [name for name in self._servers if name not in running]
         remembered = self._home.ports()
         moved = [name for name, port in self._fixed_ports.items() if remembered.get(name) != port]

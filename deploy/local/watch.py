@@ -1,7 +1,6 @@
 """One server under watch: started, probed, restarted when it dies, stopped."""
 
 import asyncio
-import os
 import signal
 import time
 from asyncio.subprocess import DEVNULL, Process
@@ -10,9 +9,9 @@ from collections.abc import Callable
 
 from daemon.errors import StackError
 from deploy.local.home import ServerState
-from deploy.local.process import SERVER_MARK, SUPERVISOR_MARK, ProcessId, identify, tail
+from deploy.local.process import ProcessId, identify, tail
 from deploy.local.progress import OnProgress, Progress
-from deploy.local.servers.base import Command, NotReady, Server
+from deploy.local.servers.base import Command, NotReady, Server, launch_line
 
 PROBE_PERIOD_S = 0.1
 HEAL_PERIOD_S = 5.0
@@ -70,8 +69,11 @@ class Watch:
         if self.keeper is not None:
             self.keeper.cancel()
             await asyncio.gather(self.keeper, return_exceptions=True)
+        started_s = time.monotonic()
         await self._end(self._command.stop_signal if self._command else signal.SIGTERM)
         self._become("stopped")
+        seconds = time.monotonic() - started_s
+        self._report(Progress(f"stop {self.server.name}", "", seconds=seconds, finished=True))
 
     async def _launch(self, step: str) -> None:
         started_s = time.monotonic()
@@ -101,21 +103,16 @@ class Watch:
         )
 
     async def _spawn(self, command: Command) -> Process:
-        # setpriv sets the death signal last, after the change of uid that would clear it.
-        wrapper = ("setpriv", *command.privileges, "--pdeathsig", command.orphan_signal, "--")
-        environment = {**os.environ, **command.environment, SERVER_MARK: str(self.server.site.home.path)}
-        environment.pop(SUPERVISOR_MARK, None)
         self.spawning = True
         try:
             with self._log.open("ab") as log:
                 self._log_offset = log.tell()
                 self._process = await asyncio.create_subprocess_exec(
-                    *wrapper,
-                    *command.argv,
+                    *launch_line(command),
                     stdin=DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=environment,
+                    env=self.server.environment(command),
                     cwd="/",
                     start_new_session=True,
                 )

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import ClassVar
 
 from daemon.errors import StackError
 from deploy.local.home import Home
+from deploy.local.process import SERVER_MARK, SUPERVISOR_MARK
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
@@ -43,6 +45,11 @@ class Command:
     stop_signal: int = SIGTERM
     # What the kernel sends when the supervisor dies; see prctl(2), PR_SET_PDEATHSIG.
     orphan_signal: str = "KILL"
+
+
+def launch_line(command: Command) -> tuple[str, ...]:
+    """The command behind setpriv, which sets the death signal last: a change of uid would clear it."""
+    return ("setpriv", *command.privileges, "--pdeathsig", command.orphan_signal, "--", *command.argv)
 
 
 class Server(ABC):
@@ -77,6 +84,24 @@ class Server(ABC):
     def heal(self) -> str | None:
         """Called every few seconds while running: repair what no exit status shows; says what was done."""
         return None
+
+    def environment(self, command: Command) -> dict[str, str]:
+        """That of a process of this server; marked, so that a later stack finds it whatever happens to this one."""
+        inherited = {name: value for name, value in os.environ.items() if name != SUPERVISOR_MARK}
+        return {**inherited, **command.environment, SERVER_MARK: str(self.site.home.path)}
+
+    def run_tool(self, command: Command) -> subprocess.CompletedProcess[str]:
+        """Run a command that prepares this server; its output, in stdout, holds both streams."""
+        return subprocess.run(
+            launch_line(command),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=self.environment(command),
+            cwd="/",
+            check=False,
+        )
 
     def render(self, template: str, **values: object) -> Path:
         """Fill a template of this package into the home's configuration folder."""

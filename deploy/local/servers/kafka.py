@@ -1,7 +1,6 @@
 """Kafka: one KRaft node, broker and controller in one process."""
 
 import shutil
-import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -58,9 +57,7 @@ class Kafka(Server):
         # An id that starts with a dash would be read as an option.
         arguments = ("format", f"--cluster-id={cluster}", "-c", str(self._render(partial)))
         argv = java.command_line(self.site.kafka_jars, "kafka.tools.StorageTool", *arguments, heap_mb_max=256)
-        result = subprocess.run(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-        )
+        result = self.run_tool(Command(argv))
         if result.returncode:
             raise StackError(f"Kafka's storage could not be formatted: {result.stdout.strip()[-2000:]}")
         partial.rename(self.data)

