@@ -5,11 +5,16 @@ in it in one of two ways: from the log (`LogVersion`) or from a snapshot that re
 The same rule runs inside Redis (`daemon/index/functions.lua`, `replaces`); one property test drives both.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _XID_MODULUS = 1 << 32
+
+_NUMBER = "(?:0|[1-9][0-9]*)"
+_LOG = re.compile(f"L:({_NUMBER}):({_NUMBER}):({_NUMBER}):({_NUMBER})")
+_SNAPSHOT = re.compile(f"S:({_NUMBER}):({_NUMBER}):({_NUMBER}):((?:{_NUMBER}(?:,{_NUMBER})*)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,11 @@ def decode(text: str) -> Version:
     Raises:
         ValueError: not the text of a version.
     """
-    kind, *parts = text.split(":")
-    if kind == "L" and len(parts) == 4:
-        return LogVersion(*map(int, parts))
-    if kind == "S" and len(parts) == 4:
-        xip = tuple(int(xid) for xid in parts[3].split(",")) if parts[3] else ()
-        return SnapshotVersion(int(parts[0]), int(parts[1]), int(parts[2]), xip)
+    if match := _LOG.fullmatch(text):
+        return LogVersion(*map(int, match.groups()))
+    if match := _SNAPSHOT.fullmatch(text):
+        era, xmin, xmax, xip = match.groups()
+        return SnapshotVersion(int(era), int(xmin), int(xmax), tuple(map(int, xip.split(","))) if xip else ())
     raise ValueError(f"not a version: {text!r}")
 
 

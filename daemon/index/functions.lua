@@ -20,10 +20,24 @@ local function compare(a, b)
   return a < b and -1 or 1
 end
 
+local function malformed(text)
+  error({err = 'LIVEVEC malformed version: ' .. string.sub(text, 1, 100)})
+end
+
 local function parse(text)
   local kind, era, first, second, third = string.match(text, '^([LS]):(%d+):(%d+):(%d+):([%d,]*)$')
-  if not kind then error({err = 'LIVEVEC malformed version: ' .. text}) end
+  if not kind then malformed(text) end
   return {kind = kind, era = era, first = first, second = second, third = third}
+end
+
+-- What is stored has passed this. A number with a leading zero would be longer than it is large.
+local function parse_argument(text)
+  local version = parse(text)
+  local xids = version.third
+  local gap = (version.kind == 'L' or xids ~= '') and string.find(',' .. xids .. ',', ',,', 1, true)
+  local several = version.kind == 'L' and string.find(xids, ',', 1, true)
+  if gap or several or string.find(text, '[:,]0%d') then malformed(text) end
+  return version
 end
 
 local function sees(snapshot, xid)
@@ -65,7 +79,7 @@ local function sweeps(floor, stored)
 end
 
 local function beats_all(version, meta_key, floor_key)
-  local write = parse(version)
+  local write = parse_argument(version)
   local stored = redis.call('HGET', meta_key, 'v')
   if stored and not replaces(write, parse(stored)) then return false end
   local floor = redis.call('GET', floor_key)
@@ -85,8 +99,11 @@ end
 -- The chunks are written whole: what an earlier row left in a hash does not stay.
 local function put(keys, args)
   local meta_key, floor_key, stem = keys[1], keys[2], keys[3]
-  if not beats_all(args[1], meta_key, floor_key) then return SUPERSEDED end
   local chunks, fields = tonumber(args[4]), tonumber(args[5])
+  if not chunks or not fields or #args ~= 5 + 2 * (chunks + fields) then
+    error({err = 'LIVEVEC livevec_put: the arguments do not add up'})
+  end
+  if not beats_all(args[1], meta_key, floor_key) then return SUPERSEDED end
   local before = stored_chunks(meta_key)
   local at = 5 + 2 * fields
   for i = 0, chunks - 1 do
@@ -141,8 +158,8 @@ end
 
 -- KEYS[1] floor; ARGV: version
 local function raise_floor(keys, args)
-  local floor = redis.call('GET', keys[1])
-  if floor and not replaces(parse(args[1]), parse(floor)) then return SUPERSEDED end
+  local version, floor = parse_argument(args[1]), redis.call('GET', keys[1])
+  if floor and not replaces(version, parse(floor)) then return SUPERSEDED end
   redis.call('SET', keys[1], args[1])
   return APPLIED
 end
@@ -150,9 +167,9 @@ end
 -- ARGV: version. Removes the document (or marker) if the sweep's version is newer than it.
 local function sweep(keys, args)
   local meta_key, stem = keys[1], keys[3]
-  local stored = redis.call('HGET', meta_key, 'v')
+  local version, stored = parse_argument(args[1]), redis.call('HGET', meta_key, 'v')
   if not stored then return ABSENT end
-  if not sweeps(parse(args[1]), parse(stored)) then return SUPERSEDED end
+  if not sweeps(version, parse(stored)) then return SUPERSEDED end
   drop_chunks(stem, 0, stored_chunks(meta_key))
   redis.call('UNLINK', meta_key)
   return APPLIED

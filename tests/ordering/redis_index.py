@@ -99,7 +99,7 @@ class RedisIndex:
     def _text_of(self, key: int, names: set[str]) -> str | None:
         """Takes the chunks of the document out of `names`."""
         bookkeeping, _, stem = self._keys[key]
-        content_hash = self._client.hget(bookkeeping, "h")
+        content_hash: bytes | None = self._client.hget(bookkeeping, "h")
         chunks = sorted(name for name in names if name.startswith(f"{stem}:"))
         names.difference_update(chunks)
         if not chunks and content_hash is None:
