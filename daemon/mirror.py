@@ -13,6 +13,7 @@ from daemon.core.version import SnapshotVersion
 from daemon.dispatcher import Dispatcher
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.embedding.embedder import Embedder, EmbeddingSpace
+from daemon.embedding.tokenizer import Chunker
 from daemon.errors import ConfigError, RejectRow
 from daemon.index import schema
 from daemon.index.connection import Client
@@ -164,7 +165,7 @@ async def assemble(
     topic = pipeline.name + config.kafka.dead_letter_topic_suffix
     projector = Projector(
         builder=builder,
-        chunk=lambda text: (text,),
+        chunk=Chunker(pipeline.chunking),
         writer=writer,
         embedding=embedding,
         rows=rows,

@@ -18,7 +18,9 @@ def test_only_the_contiguous_acknowledged_prefix_may_be_committed(data: st.DataO
         done.add(offset)
         missing = [candidate for candidate in offsets if candidate not in done]
         assert progress.committable == (missing[0] if missing else offsets[-1] + 1)
-        assert progress.fresh_through_s == max((o for o in offsets if not missing or o < missing[0]), default=0.0)
+        assert progress.fresh_through_s == max(
+            (o for o in offsets if not missing or o < missing[0]), default=0.0
+        )
         assert progress.pending == (len(offsets) - offsets.index(missing[0]) if missing else 0)
 
 

@@ -101,19 +101,27 @@ def test_what_lies_beyond_the_token_limit_changes_nothing(encoder: Any) -> None:
 
 
 @given(lengths=st.lists(st.integers(2, MAX_TOKENS), max_size=200))
-def test_sub_batches_hold_every_row_once_and_waste_little(
-    lengths: list[int], encoder_module: ModuleType
+def test_runs_hold_every_row_once_within_their_limits(lengths: list[int], encoder_module: ModuleType) -> None:
+    runs = list(encoder_module.runs(lengths))
+    assert sorted(row for rows in runs for row in rows) == list(range(len(lengths)))
+    for rows in runs:
+        used = [lengths[row] for row in rows]
+        assert sum(used) <= encoder_module.RUN_TOKENS_MAX
+        assert len(used) * max(used) - sum(used) <= encoder_module.EMPTY_PLACES_MAX + max(used)
+
+
+def test_texts_of_one_length_share_full_runs(encoder_module: ModuleType) -> None:
+    sizes = [len(rows) for rows in encoder_module.runs([16] * 200)]
+    assert sizes == [64, 64, 64, 8]
+
+
+@given(count=st.integers(1, 5000))
+def test_token_counts_are_rounded_to_few_numbers_with_little_waste(
+    count: int, encoder_module: ModuleType
 ) -> None:
-    batches = list(encoder_module.sub_batches(lengths))
-    assert sorted(row for rows, _ in batches for row in rows) == list(range(len(lengths)))
-    for rows, padded_length in batches:
-        longest = max(lengths[row] for row in rows)
-        assert longest <= padded_length < longest + encoder_module.LENGTH_STEP
-        assert len(rows) == 1 or len(rows) * padded_length <= encoder_module.SUB_BATCH_TOKENS_MAX
-
-
-def test_one_length_is_one_sub_batch(encoder_module: ModuleType) -> None:
-    assert len(list(encoder_module.sub_batches([14] * 100))) == 1
+    rounded = encoder_module.rounded_up(count)
+    assert count <= rounded <= max(count + 7, count * 9 / 8)
+    assert encoder_module.rounded_up(rounded) == rounded
 
 
 def test_the_configuration_is_triton_s_and_names_the_space(repository: Path) -> None:

@@ -1,0 +1,329 @@
+"""One table with all that mirrors it (connector, topics, index, daemon processes), for a test of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from redis import Redis
+
+from connectors.connect import KafkaConnect
+from connectors.definition import render
+from daemon.config import Config, PostgresSource, load
+from deploy.local.stack import Stack
+
+DDL = "id bigint primary key, title text, body text, category text, price numeric(10,2)"
+TEXT = "{title}: {body}"
+
+
+def wait_until(condition: Callable[[], Any], deadline_s: float = 60.0, what: str = "") -> Any:
+    """Poll until `condition` gives something true; answers that."""
+    ends_at = time.monotonic() + deadline_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > ends_at:
+            raise AssertionError(f"not within {deadline_s} s: {what or condition}")
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class DaemonProcess:
+    """`livevec run` as a process of its own."""
+
+    def __init__(self, config: Path, log: Path, metrics_port: int) -> None:
+        self.log = log
+        self._url = f"http://127.0.0.1:{metrics_port}"
+        self._file = log.open("ab")
+        environment = os.environ | {"LIVEVEC_TEST_METRICS": f"127.0.0.1:{metrics_port}"}
+        command = [sys.executable, "-m", "daemon.cli.app", "--config", str(config), "run"]
+        self.process = subprocess.Popen(command, stderr=self._file, stdout=self._file, env=environment)
+
+    def wait_ready(self) -> "DaemonProcess":
+        wait_until(self._ready, 60, f"the daemon is ready; its log: {self.log}")
+        return self
+
+    def _ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(
+                f"the daemon ended ({self.process.returncode}):\n{self.log.read_text()[-4000:]}"
+            )
+        try:
+            return bool(self.get("/status.json")["assigned"])
+        except OSError:
+            return False
+
+    def get(self, path: str) -> Any:
+        try:
+            with urllib.request.urlopen(self._url + path, timeout=5) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+
+    def metrics(self) -> dict[str, float]:
+        with urllib.request.urlopen(self._url + "/metrics", timeout=5) as reply:
+            lines = reply.read().decode().splitlines()
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"}
+
+    def outcomes(self) -> dict[str, float]:
+        """Counts by outcome, those that are not zero."""
+        prefix = 'livevec_changes_total{outcome="'
+        return {
+            name[len(prefix) :].split('"')[0]: count
+            for name, count in self.metrics().items()
+            if name.startswith(prefix) and count
+        }
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, deadline_s: float = 30.0) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(deadline_s)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        self._file.close()
+
+
+class MirroredTable:
+    """`public.<name>` in the stack's database, mirrored by the pipeline `<name>`."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        folder: Path,
+        ddl: str = DDL,
+        settings: str = "",
+        pipeline: str = "",
+        partitions: int = 1,
+    ) -> None:
+        self.stack = stack
+        self.name = f"t{uuid.uuid4().hex[:8]}"
+        self.folder = folder
+        self.partitions = partitions
+        self.addresses = stack.addresses()
+        self.config_path = folder / f"{self.name}.toml"
+        self.config_path.write_text(self._toml(settings, pipeline))
+        self.config: Config = load(self.config_path)
+        source = self.config.sources[0]
+        assert isinstance(source, PostgresSource)
+        self.source = source
+        self.db = psycopg.connect(self.addresses.postgres_dsn, autocommit=True)
+        self.redis = Redis.from_url(self.addresses.redis_url)
+        self._daemons: list[DaemonProcess] = []
+        self.db.execute(f"create table {self.name} ({ddl})")  # type: ignore[arg-type]
+        self.db.execute(  # type: ignore[arg-type]
+            f"create publication {source.publication_name} for table {self.name} "
+            "with (publish='insert,update,delete,truncate')"
+        )
+        self.topic = self.config.topic(self.config.pipelines[0])
+        self._create_topics()
+
+    def _toml(self, settings: str, pipeline: str) -> str:
+        a = self.addresses
+        return f"""
+            [kafka]
+            bootstrap_servers = "{a.kafka_bootstrap_servers}"
+            group_id = "{self.name}"
+            session_timeout_ms = 6000
+            [connect]
+            url = "{a.connect_url}"
+            [redis]
+            url = "{a.redis_url}"
+            [embedding]
+            url = "{a.triton_grpc}"
+            [telemetry]
+            address = "${{LIVEVEC_TEST_METRICS}}"
+            log_format = "json"
+            [temporal]
+            address = "{a.temporal_address}"
+            ui_url = "{a.temporal_ui_url}"
+            {settings}
+            [[sources]]
+            name = "{self.name}"
+            dsn = "{a.postgres_dsn}"
+            [[pipelines]]
+            name = "{self.name}"
+            source = "{self.name}"
+            table = "public.{self.name}"
+            text = "{TEXT}"
+            metadata = [{{ column = "category" }}, {{ column = "price", type = "numeric" }}]
+            {pipeline}
+        """
+
+    def _create_topics(self) -> None:
+        admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})
+        names = [
+            NewTopic(self.topic, self.partitions, 1),
+            NewTopic(f"__debezium-heartbeat.{self.name}", 1, 1),
+            NewTopic(self.dead_letter_topic, 1, 1),
+        ]
+        for created in admin.create_topics(names).values():
+            created.result()
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return self.name + self.config.kafka.dead_letter_topic_suffix
+
+    def connect(self) -> None:
+        """Create the connector and wait until it streams."""
+        with KafkaConnect(self.config.connect) as client:
+            client.apply(self.name, render(self.source, self.config.pipelines))
+            client.wait_until_streaming(self.source, deadline_s=60)
+
+    def start_daemon(self, *, config: Path | None = None) -> DaemonProcess:
+        """Start a daemon without waiting for it."""
+        log = self.folder / f"daemon-{len(self._daemons)}.log"
+        daemon = DaemonProcess(config or self.config_path, log, free_port())
+        self._daemons.append(daemon)
+        return daemon
+
+    @contextmanager
+    def daemon(self) -> Iterator[DaemonProcess]:
+        daemon = self.start_daemon().wait_ready()
+        try:
+            yield daemon
+        finally:
+            daemon.close()
+
+    def execute(self, sql: str, *parameters: object) -> None:
+        self.db.execute(sql.replace("$T", self.name), parameters)  # type: ignore[arg-type]
+
+    # ---- comparing the index with the table, independently of the code under test
+
+    def expected(self) -> dict[str, tuple[str, str | None, str | None]]:
+        """What the index must hold: id -> (text, category, price)."""
+        rows = self.db.execute(f"select id, title, body, category, price::text from {self.name}")  # type: ignore[arg-type]
+        return {
+            str(key): (f"{title or ''}: {body or ''}", category, price)
+            for key, title, body, category, price in rows
+        }
+
+    def indexed(self) -> dict[str, tuple[str, str | None, str | None]]:
+        """What the index holds, by what a search client sees: one chunk a document."""
+        return {key: value[:3] for key, value in self.documents().items()}
+
+    def documents(self) -> dict[str, tuple[str, str | None, str | None, bytes]]:
+        keys = list(self.redis.scan_iter(match=f"lv:{self.name}:1:doc:*", count=1000))
+        found = {}
+        for start in range(0, len(keys), 500):
+            pipe = self.redis.pipeline(transaction=False)
+            for key in keys[start : start + 500]:
+                pipe.hmget(key, "id", "text", "category", "price", "embedding")
+            for identifier, text, category, price, vector in pipe.execute():
+                if identifier is not None:
+                    found[identifier.decode()] = (text.decode(), _text(category), _text(price), vector)
+        return found
+
+    def wait_equal(self, deadline_s: float = 90.0) -> dict[str, tuple[str, str | None, str | None]]:
+        """Wait until index and table are equal; answers the table."""
+        ends_at = time.monotonic() + deadline_s
+        while (expected := self.expected()) != (indexed := self.indexed()):
+            if time.monotonic() > ends_at:
+                raise AssertionError(self._difference(expected, indexed))
+            time.sleep(0.2)
+        return expected
+
+    def _difference(self, expected: dict[str, Any], indexed: dict[str, Any]) -> str:
+        missing, orphaned = expected.keys() - indexed.keys(), indexed.keys() - expected.keys()
+        stale = [key for key in expected.keys() & indexed.keys() if expected[key] != indexed[key]]
+        logs = "\n".join(daemon.log.read_text()[-1500:] for daemon in self._daemons)
+        return (
+            f"{len(missing)} missing {sorted(missing)[:5]}, {len(orphaned)} orphaned {sorted(orphaned)[:5]}, "
+            f"{len(stale)} stale {[(expected[k], indexed[k]) for k in stale[:2]]}\n{logs}"
+        )
+
+    def vectors(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {key: np.frombuffer(value[3], np.float32) for key, value in self.documents().items()}
+
+    def committed(self) -> dict[int, int]:
+        """Offsets that the daemon's group has committed, by partition."""
+        consumer = Consumer(
+            {"bootstrap.servers": self.addresses.kafka_bootstrap_servers, "group.id": self.name}
+        )
+        try:
+            partitions = [TopicPartition(self.topic, number) for number in range(self.partitions)]
+            return {p.partition: p.offset for p in consumer.committed(partitions, timeout=10)}
+        finally:
+            consumer.close()
+
+    def end_offsets(self) -> dict[int, int]:
+        consumer = Consumer(
+            {"bootstrap.servers": self.addresses.kafka_bootstrap_servers, "group.id": "test-watermarks"}
+        )
+        try:
+            return {
+                number: consumer.get_watermark_offsets(TopicPartition(self.topic, number), timeout=10)[1]
+                for number in range(self.partitions)
+            }
+        finally:
+            consumer.close()
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        """Headers of all dead letters so far."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.addresses.kafka_bootstrap_servers,
+                "group.id": f"test-{uuid.uuid4().hex}",
+                "auto.offset.reset": "earliest",
+            }
+        )
+        try:
+            end = consumer.get_watermark_offsets(TopicPartition(self.dead_letter_topic, 0), timeout=10)[1]
+            consumer.assign([TopicPartition(self.dead_letter_topic, 0, 0)])
+            letters: list[dict[str, str]] = []
+            while len(letters) < end:
+                for message in consumer.consume(end - len(letters), timeout=1):
+                    assert message.error() is None, message.error()
+                    letters.append({name: value.decode() for name, value in message.headers() or []})
+            return letters
+        finally:
+            consumer.close()
+
+    def close(self) -> None:
+        """Stop the daemons, remove connector, slot, topics and keys."""
+        for daemon in self._daemons:
+            daemon.close()
+        with KafkaConnect(self.config.connect) as client:
+            client.delete(self.source, with_slot=True)
+        admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})
+        topics = [self.topic, f"__debezium-heartbeat.{self.name}", self.dead_letter_topic]
+        for deleted in admin.delete_topics(topics).values():
+            deleted.exception()
+        self.db.execute(f"drop publication if exists {self.source.publication_name}")  # type: ignore[arg-type]
+        self.db.execute(f"drop table if exists {self.name}")  # type: ignore[arg-type]
+        self.db.close()
+        if self.redis.exists(f"lv:{self.name}:versions"):
+            self.redis.execute_command("FT.DROPINDEX", f"{self.name}:1", "DD")
+        for pattern in (f"lv:{self.name}:*", f"lv:positions:{self.name}:*", f"lv:source:{self.name}:*"):
+            for key in self.redis.scan_iter(match=pattern, count=1000):
+                self.redis.delete(key)
+        self.redis.close()
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
