@@ -1,0 +1,164 @@
+"""The Kafka topics of a source: data, heartbeat, dead letters."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init__ re-exports without __all__
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, table_topic
+from connectors.finding import Finding, failed, passed
+from daemon.config import KafkaSettings, Pipeline, PostgresSource
+from daemon.errors import ConnectorError
+
+_TIMEOUT_S = 10.0
+_LEGAL = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic that livevec needs, and how it would be made."""
+
+    name: str
+    partitions: int
+    purpose: str
+
+
+def topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Topic]:
+    """All topics of a source and its pipelines, each once."""
+    found = [
+        Topic(table_topic(source, pipeline), source.topic_partitions, f"changes of {pipeline.table}")
+        for pipeline in pipelines
+    ]
+    found.append(Topic(heartbeat_topic(source), 1, "heartbeats"))
+    found += [
+        Topic(f"{pipeline.name}{kafka.dead_letter_topic_suffix}", 1, f"dead letters of {pipeline.name}")
+        for pipeline in pipelines
+    ]
+    return list({topic.name: topic for topic in found}.values())
+
+
+def check_topics(
+    source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings
+) -> list[Finding]:
+    """Whether Kafka answers, every topic is there, and takes records as large as the connector sends."""
+    wanted = topics(source, pipelines, kafka)
+    illegal = [_name(topic) for topic in wanted if not _LEGAL.fullmatch(topic.name)]
+    if illegal:
+        return illegal
+    try:
+        admin = _admin(kafka)
+        present = set(admin.list_topics(timeout=_TIMEOUT_S).topics)
+        limits = _record_bytes_max(admin, [topic.name for topic in wanted if topic.name in present])
+    except KafkaException as error:
+        return [_unreachable(kafka, error)]
+    findings = [passed("kafka", f"Kafka answers at {kafka.bootstrap_servers}")]
+    for topic in wanted:
+        if topic.name not in present:
+            findings.append(_missing(topic, present))
+        elif limits[topic.name] < RECORD_BYTES_MAX:
+            findings.append(_small(topic, limits[topic.name]))
+        else:
+            findings.append(passed("topic", f"topic {topic.name!r} is there"))
+    return findings
+
+
+def create_topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[str]:
+    """Create the topics that are missing; answers their names.
+
+    Raises:
+        ConnectorError: Kafka is away, or does not let us.
+    """
+    wanted = topics(source, pipelines, kafka)
+    for topic in wanted:
+        if not _LEGAL.fullmatch(topic.name):
+            finding = _name(topic)
+            raise ConnectorError(finding.message, finding.remedy)
+    try:
+        admin = _admin(kafka)
+        present = admin.list_topics(timeout=_TIMEOUT_S).topics
+    except KafkaException as error:
+        finding = _unreachable(kafka, error)
+        raise ConnectorError(finding.message, finding.remedy) from error
+    missing = [topic for topic in wanted if topic.name not in present]
+    if not missing:
+        return []
+    requests = [
+        NewTopic(
+            topic.name,
+            num_partitions=topic.partitions,
+            replication_factor=source.topic_replication_factor,
+            config={"cleanup.policy": "delete", "max.message.bytes": str(RECORD_BYTES_MAX)},
+        )
+        for topic in missing
+    ]
+    for name, future in admin.create_topics(requests, operation_timeout=_TIMEOUT_S).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                continue
+            raise ConnectorError(
+                f"topic {name!r} cannot be created: {error.args[0].str()}",
+                "create it by hand, or set topic_replication_factor to at most the number of brokers",
+            ) from error
+    return [topic.name for topic in missing]
+
+
+def _admin(kafka: KafkaSettings) -> AdminClient:
+    # log_level 0: librdkafka would write its connection errors to stderr; they come back as results anyway.
+    return AdminClient({"log_level": 0, **kafka.client, "bootstrap.servers": kafka.bootstrap_servers})
+
+
+def _record_bytes_max(admin: AdminClient, names: Sequence[str]) -> dict[str, int]:
+    if not names:
+        return {}
+    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in names])
+    return {
+        resource.name: int(future.result(_TIMEOUT_S)["max.message.bytes"].value)
+        for resource, future in futures.items()
+    }
+
+
+def _missing(topic: Topic, present: set[str]) -> Finding:
+    near = difflib.get_close_matches(topic.name, present, n=1, cutoff=0.8)
+    hint = f" (there is {near[0]!r})" if near else ""
+    return failed(
+        "topic",
+        f"topic {topic.name!r} ({topic.purpose}) does not exist{hint}",
+        f"`livevec connector apply` creates it where create_topics is true; by hand: kafka-topics.sh --create "
+        f"--topic {topic.name} --partitions {topic.partitions} --config max.message.bytes={RECORD_BYTES_MAX}",
+    )
+
+
+def _small(topic: Topic, limit: int) -> Finding:
+    return failed(
+        "topic_record_size",
+        f"topic {topic.name!r} takes records of {limit} bytes, the connector may send {RECORD_BYTES_MAX}: "
+        "one long row would stop it",
+        f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.name} "
+        f"--add-config max.message.bytes={RECORD_BYTES_MAX}",
+    )
+
+
+def _name(topic: Topic) -> Finding:
+    return failed(
+        "topic_name",
+        f"{topic.name!r} ({topic.purpose}) is no legal name of a topic; Debezium replaces what is not allowed",
+        f"set the pipeline's `topic` to {re.sub('[^A-Za-z0-9._-]', '_', topic.name)[:249]!r}",
+    )
+
+
+def _unreachable(kafka: KafkaSettings, error: KafkaException) -> Finding:
+    return failed(
+        "kafka",
+        f"Kafka at {kafka.bootstrap_servers} does not answer: {error.args[0].str()}",
+        "check that it is up, and [kafka] bootstrap_servers and client",
+    )
