@@ -1,0 +1,57 @@
+"""The entry point: registers the commands, and turns errors into one message and an exit status."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon.cli import bench, config, connector, demo, run, search, stack, status, verify
+from daemon.cli.context import Invocation
+from daemon.errors import ConfigError, LivevecError
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+
+app = typer.Typer(
+    name="livevec",
+    help="Keeps a Redis HNSW vector index as fresh as the database it mirrors.",
+    no_args_is_help=True,
+    # A traceback with local variables would show the text of rows.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (run, stack, demo, search, status, verify):
+    group.register(app)
+app.add_typer(connector.app, name="connector")
+app.add_typer(config.app, name="config")
+app.add_typer(bench.app, name="bench")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"livevec {version('livevec')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file. [default: $LIVEVEC_CONFIG, else daemon.toml]")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    context.obj = Invocation(config)
+
+
+def main() -> None:
+    try:
+        app()
+    except LivevecError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)

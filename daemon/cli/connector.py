@@ -1,0 +1,244 @@
+"""`livevec connector`: the Debezium connectors of the sources."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli import context as given
+from daemon.cli.context import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from connectors.connect import KafkaConnect
+    from connectors.finding import Finding
+    from daemon.cli.console import Steps
+    from daemon.config import Config, Pipeline, PostgresSource
+
+STREAMING_TIMEOUT_S = 60.0
+
+app = typer.Typer(help="Apply, check and steer the connectors of the sources.", no_args_is_help=True)
+
+Source = Annotated[str | None, typer.Argument(help="Name of the source; without it, every source.")]
+OneSource = Annotated[str, typer.Argument(help="Name of the source.")]
+
+
+@dataclass(frozen=True)
+class AppliedSource:
+    """`connector`: created, updated, unchanged or restarted; `prepared`: what was made beside it."""
+
+    source: str
+    connector: str
+    prepared: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """What Kafka Connect says, and what PostgreSQL says, which is to be believed."""
+
+    source: str
+    state: str
+    task: str | None
+    error: str
+    slot: str
+    slot_active: bool
+    streaming: bool
+
+
+@app.command()
+def apply(
+    context: typer.Context,
+    source: Source = None,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait until it streams.")] = STREAMING_TIMEOUT_S,
+    as_json: Json = False,
+) -> None:
+    """Make publication, topics and connector be as daemon.toml says, and wait until changes stream.
+
+    Everything is checked first, and refused with what to change. Applying twice changes nothing.
+    """
+    from daemon.cli import console
+
+    config = given.resolved(context)
+    with console.Steps() as steps:
+        results = [
+            apply_source(config, one, reading(config, one), steps, timeout_s)
+            for one in given.postgres_sources(config, source)
+        ]
+    if as_json:
+        console.print_json({"sources": [asdict(result) for result in results]})
+        return
+    for result in results:
+        console.out.print(f"{console.OK} connector {result.source}: {result.connector}, streaming")
+
+
+@app.command()
+def check(context: typer.Context, source: Source = None, as_json: Json = False) -> None:
+    """Check databases, topics and connectors without changing anything; exit status 1 on any finding."""
+    from connectors import preflight
+    from daemon.cli import console
+
+    config = given.resolved(context)
+    found = {
+        one.name: preflight.check(one, config.pipelines, config.kafka)
+        for one in given.postgres_sources(config, source)
+    }
+    ok = all(finding.ok for findings in found.values() for finding in findings)
+    if as_json:
+        sources = {name: [asdict(finding) for finding in findings] for name, findings in found.items()}
+        console.print_json({"ok": ok, "sources": sources})
+    else:
+        for name, findings in found.items():
+            console.out.print(_findings_table(name, findings))
+    if not ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(context: typer.Context, source: Source = None, as_json: Json = False) -> None:
+    """Show each connector and whether its slot is read; exit status 1 if one does not stream."""
+    from connectors.connect import KafkaConnect
+    from daemon.cli import console
+
+    config = given.resolved(context)
+    with KafkaConnect(config.connect) as client:
+        found = [_status(client, one) for one in given.postgres_sources(config, source)]
+    if as_json:
+        console.print_json({"sources": [asdict(one) for one in found]})
+    else:
+        table = console.table("", "source", "connector", "task", "slot", "error")
+        for one in found:
+            slot = f"{one.slot} {'active' if one.slot_active else 'not active'}"
+            mark = console.OK if one.streaming else console.BAD
+            table.add_row(mark, one.source, one.state, one.task or "none", slot, one.error)
+        console.out.print(table)
+    if not all(one.streaming for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def pause(context: typer.Context, source: OneSource) -> None:
+    """Stop reading; the slot holds back PostgreSQL's log until `resume`."""
+    with _client(context, source) as client:
+        client.pause(source)
+
+
+@app.command()
+def resume(context: typer.Context, source: OneSource) -> None:
+    """Go on after `pause`."""
+    with _client(context, source) as client:
+        client.resume(source)
+
+
+@app.command()
+def restart(context: typer.Context, source: OneSource) -> None:
+    """Restart the connector and its task."""
+    with _client(context, source) as client:
+        client.restart(source, only_failed=False)
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    source: OneSource,
+    drop_slot: Annotated[
+        bool, typer.Option("--drop-slot", help="Also drop the slot; what it held back is lost.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove the connector. Its slot stays, and holds back PostgreSQL's log, unless it is dropped too."""
+    from connectors.connect import KafkaConnect
+    from daemon.cli import console
+
+    config = given.resolved(context)
+    (one,) = given.postgres_sources(config, source)
+    with KafkaConnect(config.connect) as client:
+        deleted = client.delete(one, drop_slot)
+    if as_json:
+        console.print_json({"source": source, "deleted": deleted, "slot_dropped": drop_slot})
+        return
+    console.out.print(f"connector {source} removed" if deleted else f"there was no connector {source}")
+    if not drop_slot:
+        console.out.print(f"its slot {one.slot_name} is kept; `--drop-slot` drops it")
+
+
+def reading(config: "Config", source: "PostgresSource") -> "list[Pipeline]":
+    """The pipelines that read a source."""
+    return [pipeline for pipeline in config.pipelines if pipeline.source == source.name]
+
+
+def apply_source(
+    config: "Config",
+    source: "PostgresSource",
+    pipelines: "Sequence[Pipeline]",
+    steps: "Steps",
+    timeout_s: float = STREAMING_TIMEOUT_S,
+) -> AppliedSource:
+    """Prepare, check, apply, and wait until changes stream; `pipelines` are those that read the source.
+
+    Raises:
+        ConnectorError: something does not fit (the findings were printed), or it did not start in time.
+    """
+    from connectors import preflight
+    from connectors.connect import KafkaConnect
+    from connectors.definition import render
+    from connectors.prepare import prepare
+    from daemon.cli import console
+    from daemon.errors import ConnectorError
+
+    with steps.step(f"prepare {source.name}"):
+        definition = render(source, pipelines)
+        prepared = prepare(source, pipelines, config.kafka)
+        findings = preflight.check(source, pipelines, config.kafka)
+    wrong = [finding for finding in findings if not finding.ok]
+    if wrong:
+        console.err.print(_findings_table(source.name, wrong))
+        raise ConnectorError(
+            f"source {source.name!r} is not fit: {', '.join(finding.check for finding in wrong)}",
+            "change what is listed above, then apply again",
+        )
+    step = f"connector {source.name}"
+    steps.news(step)
+    with KafkaConnect(config.connect) as client:
+        applied = client.apply(source.name, definition)
+        client.wait_until_streaming(source, timeout_s, lambda line: steps.news(step, line))
+    steps.news(step, f"{applied}, streaming", end=True)
+    return AppliedSource(source.name, applied.value, tuple(prepared))
+
+
+def _status(client: "KafkaConnect", source: "PostgresSource") -> SourceStatus:
+    from connectors import slot
+
+    status, found = client.status(source.name), slot.read(source)
+    active = found is not None and found.active
+    return SourceStatus(
+        source=source.name,
+        state=status.state if status else "none",
+        task=status.task if status else None,
+        error=status.error if status else "",
+        slot=source.slot_name,
+        slot_active=active,
+        streaming=active and status is not None and (status.state, status.task) == ("RUNNING", "RUNNING"),
+    )
+
+
+def _client(context: typer.Context, source: str) -> "KafkaConnect":
+    from connectors.connect import KafkaConnect
+
+    config = given.resolved(context)
+    given.postgres_sources(config, source)
+    return KafkaConnect(config.connect)
+
+
+def _findings_table(source: str, findings: "Sequence[Finding]") -> "Table":
+    from rich.text import Text
+
+    from daemon.cli import console
+
+    table = console.table("", "check", "found", "what to do", title=f"source {source}")
+    for finding in findings:
+        mark = console.OK if finding.ok else console.BAD
+        table.add_row(mark, finding.check, Text(finding.message), Text(finding.remedy))
+    return table

@@ -1,0 +1,138 @@
+"""What commands print: results on standard output, progress and errors on standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID
+from rich.table import Table
+from rich.text import Text
+
+OK = "[green]✓[/green]"
+BAD = "[red]✗[/red]"
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output; a dataclass is printed by its fields."""
+    content = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and max by nearest rank (no interpolation), and the count."""
+    ordered = sorted(values)
+
+    def rank(percent: int) -> float:
+        return ordered[max(0, -(-percent * len(ordered) // 100) - 1)] if ordered else 0.0
+
+    named = {f"p{percent}": round(rank(percent), 3) for percent in (50, 95, 99)}
+    return {**named, "max": round(ordered[-1], 3) if ordered else 0.0, "count": len(ordered)}
+
+
+class Steps:
+    """Steps with their seconds: a live display on a terminal, else a line when a step begins and ends.
+
+    Attributes:
+        seconds: of each finished step, in the order they finished.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._live = Progress(
+            SpinnerColumn(finished_text=OK),
+            _Description(),
+            _Seconds(),
+            _Bar(bar_width=24),
+            _Detail(),
+            console=err,
+            disable=not err.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def news(
+        self,
+        step: str,
+        detail: str = "",
+        done: int | None = None,
+        total: int | None = None,
+        *,
+        end: bool = False,
+    ) -> None:
+        """Show where a step is; `end`: it is done."""
+        if step not in self._tasks:
+            self._began[step] = time.monotonic()
+            self._tasks[step] = self._live.add_task(step, total=None, detail="", counted=False)
+            self._line(f"  {step} {detail}")
+        seconds = time.monotonic() - self._began[step]
+        task = self._tasks[step]
+        self._live.update(task, detail=detail)
+        if total is not None:
+            self._live.update(task, total=total, completed=done or 0, counted=True)
+        if end:
+            self.seconds[step] = round(seconds, 3)
+            finished = self._live.tasks[task].total or 1
+            self._live.update(task, total=finished, completed=finished)
+            self._line(f"✓ {step} {seconds:.1f} s {detail}")
+            del self._tasks[step], self._began[step]
+
+    @contextmanager
+    def step(self, step: str, detail: str = "") -> Iterator[None]:
+        """A step that lasts as long as the block."""
+        self.news(step, detail)
+        yield
+        self.news(step, detail, end=True)
+
+    def _line(self, text: str) -> None:
+        if self._live.disable:
+            err.print(text.rstrip(), markup=False)
+
+
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.description)
+
+
+class _Detail(ProgressColumn):
+    """The count, where there is one, then what is being done."""
+
+    def render(self, task: Task) -> Text:
+        count = f"{task.completed:,.0f} of {task.total:,.0f} " if task.fields["counted"] else ""
+        return Text(count + str(task.fields["detail"]), style="dim", overflow="ellipsis", no_wrap=True)
+
+
+class _Bar(BarColumn):
+    def render(self, task: Task) -> Any:
+        return super().render(task) if task.fields["counted"] and not task.finished else Text("")
+
+
+class _Seconds(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        return Text(f"{elapsed or 0:6.1f} s", style="cyan")

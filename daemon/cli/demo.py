@@ -1,0 +1,7 @@
+"""`livevec demo`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Nothing yet."""

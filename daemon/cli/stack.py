@@ -1,0 +1,99 @@
+"""`livevec up` and `livevec down`: the embedded stack."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli import context as given
+from daemon.cli.context import Json
+
+if TYPE_CHECKING:
+    from daemon.cli.console import Steps
+    from deploy.local.progress import OnProgress, Progress
+    from deploy.local.stack import Addresses, Stack
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(down)
+
+
+def up(
+    context: typer.Context,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it is up; `down` stops it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the embedded stack: PostgreSQL, Kafka, Connect, Triton, Redis, Temporal.
+
+    Without --detach it runs until Ctrl-C. A second `up` attaches to the stack that runs already.
+    """
+    from daemon.cli import console
+
+    stack = local_stack(context)
+    ours = not is_up(stack)
+    with console.Steps() as steps:
+        addresses = stack.up(reporter(steps), detach=detach)
+    show(addresses, as_json)
+    if detach:
+        return
+    if not ours:
+        console.err.print("the stack was up already and stays up; stop it with `livevec down`")
+        return
+    console.err.print("Ctrl-C stops it")
+    try:
+        with console.Steps() as steps:
+            stack.wait(reporter(steps))
+    finally:
+        stack.down()
+
+
+def down(context: typer.Context, as_json: Json = False) -> None:
+    """Stop every process of the embedded stack; its data stays."""
+    from daemon.cli import console
+
+    stack = local_stack(context)
+    was_up = is_up(stack)
+    stack.down()
+    if as_json:
+        console.print_json({"stopped": was_up})
+    else:
+        console.err.print("stopped" if was_up else "no stack was up")
+
+
+def local_stack(context: typer.Context) -> "Stack":
+    """The stack of the current home, with the ports that the configuration fixes, if there is one."""
+    from daemon import config
+    from deploy.local.stack import Stack, default_home
+
+    path = given.config_path(context)
+    invocation: given.Invocation = context.obj
+    ports = config.load(path).local.ports if invocation.config is not None or path.is_file() else {}
+    return Stack(default_home(), ports)
+
+
+def is_up(stack: "Stack") -> bool:
+    return any(server.state != "stopped" for server in stack.status())
+
+
+def reporter(steps: "Steps") -> "OnProgress":
+    """Shows the stack's progress as steps."""
+
+    def report(progress: "Progress") -> None:
+        steps.news(progress.step, progress.detail, progress.done, progress.total, end=progress.finished)
+
+    return report
+
+
+def show(addresses: "Addresses", as_json: bool) -> None:
+    from daemon.cli import console
+
+    if as_json:
+        console.print_json(addresses)
+        return
+    table = console.table("part", "address")
+    for name, address in asdict(addresses).items():
+        table.add_row(name, address)
+    console.out.print(table)

@@ -1,0 +1,7 @@
+"""`livevec status`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Nothing yet."""

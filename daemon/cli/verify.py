@@ -1,0 +1,7 @@
+"""`livevec verify`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Nothing yet."""
