@@ -21,6 +21,8 @@ class Redis(Server):
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",
+            # A title is written over the environment, and with it over our mark.
+            "set-proc-title": "no",
             # The markers of deleted documents have a time to live: every volatile policy would evict them first.
             "maxmemory-policy": "noeviction",
         }
