@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from daemon.core.vectors import encode
 from daemon.embedding.embedder import Embedder
 from daemon.errors import RejectRow, SplitBatch
-from daemon.index.vectors import encode
 from daemon.patience import Patience
 
 Vector = bytes | RejectRow

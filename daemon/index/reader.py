@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from redis.commands.search.query import Query
 
+from daemon.core.vectors import encode
 from daemon.errors import ConfigError, StopProcess
 from daemon.index.connection import Client, translated
-from daemon.index.vectors import encode
 
 _CHUNKS_PER_DOCUMENT = 4
 
