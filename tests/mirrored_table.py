@@ -135,8 +135,8 @@ class MirroredTable:
         self.db = psycopg.connect(self.addresses.postgres_dsn, autocommit=True)
         self.redis = Redis.from_url(self.addresses.redis_url)
         self._daemons: list[DaemonProcess] = []
-        self.db.execute(f"create table {self.name} ({ddl})")  # type: ignore[arg-type]
-        self.db.execute(  # type: ignore[arg-type]
+        self.db.execute(f"create table {self.name} ({ddl})")
+        self.db.execute(
             f"create publication {source.publication_name} for table {self.name} "
             "with (publish='insert,update,delete,truncate')"
         )
@@ -210,14 +210,22 @@ class MirroredTable:
         finally:
             daemon.close()
 
+    def reconnect(self) -> None:
+        """A new connection, if PostgreSQL answers."""
+        self.db.close()
+        try:
+            self.db = psycopg.connect(self.addresses.postgres_dsn, autocommit=True)
+        except psycopg.OperationalError:
+            time.sleep(0.2)
+
     def execute(self, sql: str, *parameters: object) -> None:
-        self.db.execute(sql.replace("$T", self.name), parameters)  # type: ignore[arg-type]
+        self.db.execute(sql.replace("$T", self.name), parameters)
 
     # ---- comparing the index with the table, independently of the code under test
 
     def expected(self) -> dict[str, tuple[str, str | None, str | None]]:
         """What the index must hold: id -> (text, category, price)."""
-        rows = self.db.execute(f"select id, title, body, category, price::text from {self.name}")  # type: ignore[arg-type]
+        rows = self.db.execute(f"select id, title, body, category, price::text from {self.name}")
         return {
             str(key): (f"{title or ''}: {body or ''}", category, price)
             for key, title, body, category, price in rows
@@ -314,8 +322,8 @@ class MirroredTable:
         topics = [self.topic, f"__debezium-heartbeat.{self.name}", self.dead_letter_topic]
         for deleted in admin.delete_topics(topics).values():
             deleted.exception()
-        self.db.execute(f"drop publication if exists {self.source.publication_name}")  # type: ignore[arg-type]
-        self.db.execute(f"drop table if exists {self.name}")  # type: ignore[arg-type]
+        self.db.execute(f"drop publication if exists {self.source.publication_name}")
+        self.db.execute(f"drop table if exists {self.name}")
         self.db.close()
         if self.redis.exists(f"lv:{self.name}:versions"):
             self.redis.execute_command("FT.DROPINDEX", f"{self.name}:1", "DD")

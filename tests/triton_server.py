@@ -90,16 +90,6 @@ class TritonServer:
             argument.startswith(self._shm_prefix.encode()) for argument in arguments
         )
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """The server and its stubs stand still, their connections open."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.killpg(self.process.pid, signal.SIGCONT)
-
     def load(self, model: str) -> None:
         with grpc.InferenceServerClient(self.url) as client:
             client.load_model(model)

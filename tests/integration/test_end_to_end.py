@@ -77,7 +77,7 @@ def test_random_edits_while_running_end_in_an_equal_index(mirrored: MirroredTabl
     mirrored.connect()
     with mirrored.daemon() as daemon:
         rows = [(n, f"title {n}", rnd.choice(SENTENCES), rnd.choice("abc"), n) for n in range(2_000)]
-        with mirrored.db.cursor().copy(f"copy {mirrored.name} from stdin") as copy:  # type: ignore[arg-type]
+        with mirrored.db.cursor().copy(f"copy {mirrored.name} from stdin") as copy:
             for row in rows:
                 copy.write_row(row)
         for _ in range(600):

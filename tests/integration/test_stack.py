@@ -206,10 +206,14 @@ def test_what_was_written_outlives_the_supervisors_death_and_a_stop(stack: Stack
         connection.execute("create table outlives as select 42 as answer")
     with redis.Redis.from_url(addresses.redis_url) as client:
         client.set("outlives", "42")
+    admin = AdminClient({"bootstrap.servers": addresses.kafka_bootstrap_servers})
+    admin.create_topics([NewTopic("outlives", 1)])["outlives"].result(10)
     before = pids(stack)
+    processes = marked(SERVER_MARK, home)
     os.kill(supervisor_pid(home), signal.SIGKILL)
     # At once: the dying servers may still hold their ports and locks.
     assert stack.up(detach=True) == addresses
+    assert not any(process.alive for process in processes)
     after = pids(stack)
     assert all(after[name] not in (before[name], None) for name in NAMES)
     stack.down()
@@ -218,8 +222,7 @@ def test_what_was_written_outlives_the_supervisors_death_and_a_stop(stack: Stack
         assert connection.execute("select answer from outlives").fetchone() == (42,)
     with redis.Redis.from_url(addresses.redis_url) as client:
         assert client.get("outlives") == b"42"
-    topics = AdminClient({"bootstrap.servers": addresses.kafka_bootstrap_servers}).list_topics(timeout=10)
-    assert "kept" in topics.topics
+    assert "outlives" in admin.list_topics(timeout=10).topics
 
 
 def test_down_leaves_nothing_running_and_says_so(stack: Stack, home: Path) -> None:
@@ -267,6 +270,31 @@ class TestSmallStacks:
                 finally:
                     owner.kill()
             eventually(lambda: not marked(SERVER_MARK, home), "redis ended", 10.0)
+
+    def test_servers_die_with_their_supervisor(self) -> None:
+        with throwaway_home() as home, running_stack(home, ["redis", "postgres", "temporal"]):
+            os.kill(supervisor_pid(home), signal.SIGKILL)
+            eventually(lambda: not marked(SERVER_MARK, home), "all servers ended", 10.0)
+
+    def test_down_finds_servers_that_outlived_their_supervisor(self) -> None:
+        with throwaway_home() as home, running_stack(home, ["redis"]) as stack:
+            environment = {**os.environ, SERVER_MARK: str(home)}
+            with subprocess.Popen(["sleep", "60"], env=environment) as survivor:
+                os.kill(supervisor_pid(home), signal.SIGKILL)
+                stack.down()
+                assert survivor.wait(5) == -signal.SIGKILL
+
+    def test_ups_at_the_same_time_share_one_stack(self) -> None:
+        with throwaway_home() as home:
+            code = (
+                "import sys; from pathlib import Path; from deploy.local.stack import Stack\n"
+                "print(Stack(Path(sys.argv[1]), servers=['redis']).up(detach=True))"
+            )
+            argv = [sys.executable, "-c", code, str(home)]
+            ups = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+            answers = {up.communicate(timeout=60)[0] for up in ups}
+            assert answers == {f"{Stack(home).addresses()}\n"}
+            assert len(marked(SERVER_MARK, home)) == 1
 
     def test_wait_returns_when_another_process_takes_the_stack_down(self) -> None:
         with throwaway_home() as home, running_stack(home, ["redis"]) as stack:

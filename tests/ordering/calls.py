@@ -1,5 +1,6 @@
-"""Calls of functions.lua for which the writer has no command of its own, and the library's text."""
+"""The calls of functions.lua that a test makes: the writer's own, and those it makes many of at once."""
 
+from dataclasses import dataclass
 from importlib.resources import files
 
 from daemon.core.version import Version
@@ -7,17 +8,29 @@ from daemon.index.layout import Layout
 from daemon.index.writer import Command, Delete, Put, Touch
 
 
-def library_source() -> str:
-    return (files("daemon.index") / "functions.lua").read_text("utf-8")
+@dataclass(frozen=True, slots=True)
+class RaiseFloor:
+    """Raise the floor of the document's bucket."""
+
+    id: str
+    version: Version
+
+    def command(self, layout: Layout) -> Command:
+        return ["FCALL", "livevec_raise_floor", 1, layout.keys(self.id)[1], self.version.encode()]
 
 
-def raise_floor(layout: Layout, identifier: str, version: Version) -> Command:
-    """Raises the floor of the document's bucket."""
-    return ["FCALL", "livevec_raise_floor", 1, layout.keys(identifier)[1], version.encode()]
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Remove the document if the version is newer."""
+
+    id: str
+    version: Version
+
+    def command(self, layout: Layout) -> Command:
+        return ["FCALL", "livevec_sweep", 3, *layout.keys(self.id), self.version.encode()]
 
 
-def sweep(layout: Layout, identifier: str, version: Version) -> Command:
-    return ["FCALL", "livevec_sweep", 3, *layout.keys(identifier), version.encode()]
+Call = Put | Touch | Delete | RaiseFloor | Sweep
 
 
 def advance(positions_key: str, *changes: tuple[str, str, str]) -> Command:
@@ -32,14 +45,5 @@ def with_version(command: Command, text: str) -> Command:
     return [*command[: 3 + keys], text, *command[4 + keys :]]
 
 
-__all__ = [
-    "Command",
-    "Delete",
-    "Put",
-    "Touch",
-    "advance",
-    "library_source",
-    "raise_floor",
-    "sweep",
-    "with_version",
-]
+def library_source() -> str:
+    return (files("daemon.index") / "functions.lua").read_text("utf-8")

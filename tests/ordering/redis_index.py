@@ -8,8 +8,8 @@ from redis import Redis
 
 from daemon.core.version import Version
 from daemon.index.layout import Layout, bucket_of
-from daemon.index.writer import Command, Delete, Put, Result, Touch
-from tests.ordering import calls
+from daemon.index.writer import Delete, Put, Result, Touch
+from tests.ordering.calls import Call, RaiseFloor, Sweep
 from tests.ordering.index import Stored
 
 # The real clock must not end a marker's life within a history: `expire` does, on the history's clock.
@@ -42,23 +42,22 @@ class RedisIndex:
 
     def put(self, key: int, version: Version, text: str) -> Result:
         chunks = tuple((chunk, b"\0\1\2\3") for chunk in CHUNKS[text])
-        return self._call(Put(IDENTIFIERS[key], version, text, "", (), chunks).command(self._layout))
+        return self._call(Put(IDENTIFIERS[key], version, text, "", (), chunks))
 
     def touch(self, key: int, version: Version, planned_text: str) -> Result:
-        touch = Touch(IDENTIFIERS[key], version, planned_text, "", (), ())
-        return self._call(touch.command(self._layout))
+        return self._call(Touch(IDENTIFIERS[key], version, planned_text, "", (), ()))
 
     def delete(self, key: int, version: Version, expires_s: int) -> Result:
-        result = self._call(Delete(IDENTIFIERS[key], version, _MARKER_TTL_MS).command(self._layout))
+        result = self._call(Delete(IDENTIFIERS[key], version, _MARKER_TTL_MS))
         if result is not Result.SUPERSEDED:
             self._expires_s[key] = expires_s
         return result
 
     def raise_floor(self, key: int, version: Version) -> None:
-        self._call(calls.raise_floor(self._layout, IDENTIFIERS[key], version))
+        self._call(RaiseFloor(IDENTIFIERS[key], version))
 
     def sweep(self, key: int, version: Version) -> None:
-        self._call(calls.sweep(self._layout, IDENTIFIERS[key], version))
+        self._call(Sweep(IDENTIFIERS[key], version))
 
     def stored(self, key: int) -> Stored | None:
         version, content_hash = self._client.hmget(self._keys[key][0], "v", "h")
@@ -109,5 +108,5 @@ class RedisIndex:
             return f"torn: {content_hash!r} is stored and the chunks are {texts}"
         return content_hash.decode()
 
-    def _call(self, command: Command) -> Result:
-        return Result(self._client.execute_command(*command))
+    def _call(self, call: Call) -> Result:
+        return Result(self._client.execute_command(*call.command(self._layout)))
