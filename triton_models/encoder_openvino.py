@@ -1,4 +1,9 @@
-"""A BERT-family encoder as an OpenVINO graph, made from its tensors: no torch, no ONNX, half a second."""
+"""A BERT-family encoder as an OpenVINO graph, made from its tensors: no torch, no ONNX, half a second.
+
+The graph is ragged. Linear layers are nine tenths of the work, and they see the tokens of all texts one after
+the other, without padding; attention alone sees a padded [text, position] grid, and costs little there. So a
+batch of mixed lengths takes the time of its tokens, not of its longest text.
+"""
 
 from pathlib import Path
 
@@ -13,7 +18,15 @@ MASKED = np.float32(-1e4)  # added to attention scores of padding; finite in bfl
 
 
 def save_encoder(source: ModelSource, path: Path) -> None:
-    """Writes path and its .bin: input_ids, attention_mask [batch, tokens] -> embedding [batch, dim]."""
+    """Writes `path` (.xml) and its .bin; inputs, for T tokens in all, B texts and a grid of L positions:
+
+    ids [T], positions [T]: each token, and its place in its text;
+    grid [B, L]: the token at each place of each text (any token where the text has ended);
+    mask [B, L]: 1 where the text has a token there, else 0;
+    places [T]: each token's place in the flattened grid.
+
+    Output: embedding [B, dimension].
+    """
     ov.save_model(encoder_graph(source), path, compress_to_fp16=False)
 
 
@@ -25,6 +38,16 @@ def _constant(values: object, dtype: type[np.generic] = np.float32) -> ov.Node:
     return op.constant(np.array(values, dtype))
 
 
+def _input(name: str, dtype: type[np.generic], dimensions: int) -> ov.Node:
+    node = op.parameter([-1] * dimensions, dtype, name=name)
+    node.output(0).set_names({name})
+    return node
+
+
+def _rows(table: ov.Node, indices: ov.Node) -> ov.Node:
+    return op.gather(table, indices, _constant(0, np.int64))
+
+
 class _Encoder:
     def __init__(self, source: ModelSource) -> None:
         self._source = source
@@ -34,23 +57,19 @@ class _Encoder:
         self._prefix = next(found, "").removesuffix("embeddings.word_embeddings.weight")
 
     def graph(self) -> ov.Model:
-        ids = op.parameter([-1, -1], np.int64, name="input_ids")
-        mask = op.parameter([-1, -1], np.int64, name="attention_mask")
-        ids.output(0).set_names({"input_ids"})
-        mask.output(0).set_names({"attention_mask"})
-        mask_f32 = op.convert(mask, np.float32)
+        ids, positions, places = (_input(name, np.int32, 1) for name in ("ids", "positions", "places"))
+        grid, mask = _input("grid", np.int32, 2), _input("mask", np.float32, 2)
         attention_bias = op.multiply(
-            op.subtract(_constant(1.0), op.unsqueeze(mask_f32, _constant([1, 2], np.int64))),
-            _constant(MASKED),
+            op.subtract(_constant(1.0), op.unsqueeze(mask, _constant([1, 2], np.int64))), _constant(MASKED)
         )
-        hidden = self._embeddings(ids)
+        hidden = self._embeddings(ids, positions)
         for layer in range(self._shape.layers):
-            hidden = self._layer(hidden, attention_bias, f"encoder.layer.{layer}.")
-        embedding = self._pooled(hidden, mask_f32)
+            hidden = self._layer(hidden, grid, places, attention_bias, f"encoder.layer.{layer}.")
+        embedding = self._pooled(_rows(hidden, grid), mask)
         if self._source.normalize:
             embedding = op.normalize_l2(embedding, _constant([1], np.int64), 1e-12, "max")
         embedding.output(0).set_names({"embedding"})
-        return ov.Model([op.result(embedding)], [ids, mask], "text_embedder")
+        return ov.Model([op.result(embedding)], [ids, positions, grid, mask, places], "text_embedder")
 
     def _tensor(self, name: str) -> FloatArray:
         try:
@@ -60,34 +79,30 @@ class _Encoder:
                 f"{self._source.weights} has no tensor {name!r}; it is not a BERT-family encoder"
             ) from None
 
-    def _embeddings(self, ids: ov.Node) -> ov.Node:
+    def _embeddings(self, ids: ov.Node, positions: ov.Node) -> ov.Node:
         first = self._shape.position_offset
-        positions = self._tensor("embeddings.position_embeddings.weight")[
-            first : first + self._source.max_tokens
-        ]
+        table = self._tensor("embeddings.position_embeddings.weight")[first : first + self._source.max_tokens]
         # One sentence per text, so every token has type 0: its vector is folded into the positions.
-        positions = positions + self._tensor("embeddings.token_type_embeddings.weight")[0]
-        words = op.gather(
-            _constant(self._tensor("embeddings.word_embeddings.weight")), ids, _constant(0, np.int64)
-        )
-        length = op.gather(op.shape_of(ids), _constant([1], np.int64), _constant(0, np.int64))
-        axis = _constant([0], np.int64)
-        used = op.slice(_constant(positions), axis, length, _constant([1], np.int64), axis)
-        return self._layer_norm(op.add(words, op.unsqueeze(used, axis)), "embeddings.LayerNorm")
+        table = table + self._tensor("embeddings.token_type_embeddings.weight")[0]
+        words = _rows(_constant(self._tensor("embeddings.word_embeddings.weight")), ids)
+        return self._layer_norm(op.add(words, _rows(_constant(table), positions)), "embeddings.LayerNorm")
 
-    def _layer(self, hidden: ov.Node, attention_bias: ov.Node, prefix: str) -> ov.Node:
+    def _layer(
+        self, hidden: ov.Node, grid: ov.Node, places: ov.Node, attention_bias: ov.Node, prefix: str
+    ) -> ov.Node:
         shape = self._shape
         split = _constant([0, 0, shape.heads, shape.hidden_size // shape.heads], np.int64)
-        merge = _constant([0, 0, shape.hidden_size], np.int64)
         heads_first = _constant([0, 2, 1, 3], np.int64)
         query, key, value = (
             op.transpose(
-                op.reshape(self._linear(hidden, f"{prefix}attention.self.{part}"), split, True), heads_first
+                op.reshape(_rows(self._linear(hidden, f"{prefix}attention.self.{part}"), grid), split, True),
+                heads_first,
             )
             for part in ("query", "key", "value")
         )
         attended = op.scaled_dot_product_attention(query, key, value, attention_bias, causal=False)
-        attended = op.reshape(op.transpose(attended, heads_first), merge, True)
+        flat = _constant([-1, shape.hidden_size], np.int64)
+        attended = _rows(op.reshape(op.transpose(attended, heads_first), flat, False), places)
         attended = self._linear(attended, prefix + "attention.output.dense")
         hidden = self._layer_norm(op.add(attended, hidden), prefix + "attention.output.LayerNorm")
         expanded = self._activation(self._linear(hidden, prefix + "intermediate.dense"))
@@ -96,22 +111,22 @@ class _Encoder:
 
     def _linear(self, x: ov.Node, name: str) -> ov.Node:
         product = op.matmul(x, _constant(self._tensor(name + ".weight")), False, True)
-        return op.add(product, _constant(self._tensor(name + ".bias")[None, None]))
+        return op.add(product, _constant(self._tensor(name + ".bias")[None]))
 
     def _layer_norm(self, x: ov.Node, name: str) -> ov.Node:
         centred = op.mvn(x, _constant([-1], np.int64), True, self._shape.layer_norm_epsilon, "inside_sqrt")
-        scaled = op.multiply(centred, _constant(self._tensor(name + ".weight")[None, None]))
-        return op.add(scaled, _constant(self._tensor(name + ".bias")[None, None]))
+        scaled = op.multiply(centred, _constant(self._tensor(name + ".weight")[None]))
+        return op.add(scaled, _constant(self._tensor(name + ".bias")[None]))
 
     def _activation(self, x: ov.Node) -> ov.Node:
         if self._shape.activation == "relu":
             return op.relu(x)
         return op.gelu(x, self._shape.activation)
 
-    def _pooled(self, hidden: ov.Node, mask_f32: ov.Node) -> ov.Node:
+    def _pooled(self, hidden: ov.Node, mask: ov.Node) -> ov.Node:
         tokens_axis = _constant([1], np.int64)
         if self._source.pooling == "cls":
             return op.gather(hidden, _constant(0, np.int64), _constant(1, np.int64))
-        kept = op.multiply(hidden, op.unsqueeze(mask_f32, _constant([2], np.int64)))
+        kept = op.multiply(hidden, op.unsqueeze(mask, _constant([2], np.int64)))
         total = op.reduce_sum(kept, tokens_axis, False)
-        return op.divide(total, op.maximum(op.reduce_sum(mask_f32, tokens_axis, True), _constant(1e-9)))
+        return op.divide(total, op.maximum(op.reduce_sum(mask, tokens_axis, True), _constant(1e-9)))

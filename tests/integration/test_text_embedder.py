@@ -90,6 +90,21 @@ async def test_a_refused_request_does_not_fail_those_joined_with_it(triton: Trit
         assert isinstance(answer, SplitBatch if i % 7 == 3 else np.ndarray), answer
 
 
+async def test_a_request_is_answered_before_those_joined_with_it_are_embedded(triton: TritonServer) -> None:
+    long = "colourless green ideas sleep furiously " * 100
+    async with embedder_of(triton) as embedder:
+        await embedder.start()
+        # While the first runs, the others wait and are joined into one execution.
+        running = asyncio.create_task(embedder.embed([long] * 20))
+        await asyncio.sleep(0.05)
+        small = asyncio.create_task(embedder.embed(["a"]))
+        await asyncio.sleep(0.01)
+        large = asyncio.create_task(embedder.embed([long] * 150))
+        await small
+        assert not (await asyncio.wait({large}, timeout=0.1))[0]
+        await asyncio.gather(running, large)
+
+
 async def test_no_text_is_an_empty_batch_without_a_request(triton: TritonServer) -> None:
     async with embedder_of(triton) as embedder:
         assert (await embedder.embed([])).shape == (0, 384)

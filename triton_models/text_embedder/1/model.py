@@ -4,12 +4,13 @@ Runs inside Triton's Python stub with this folder on its path.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from text_encoder import TextEncoder
+from text_encoder import RUN_TOKENS_MAX, TextEncoder, Tokens
 
 
 class TritonPythonModel:
@@ -18,31 +19,61 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: {self._encoder.description}")
         self._encoder.warm_up()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        try:
-            texts = [self._texts(request) for request in requests]
-            embeddings = self._encoder.embed([text for request_texts in texts for text in request_texts])
-        except Exception:  # noqa: BLE001
-            # One bad request must not fail those that Triton joined with it: each gets its own answer.
-            return [self._answer_alone(request) for request in requests]
-        ends = np.cumsum([len(request_texts) for request_texts in texts])
-        return [_response(part) for part in np.split(embeddings, ends[:-1])]
+    def execute(self, requests: list[Any]) -> None:
+        """Answers each request as soon as it is embedded, in order: it need not wait for those joined with it."""
+        for group in self._groups(requests):
+            try:
+                embeddings = self._encoder.embed_tokens([ids for _, tokens in group for ids in tokens])
+            except Exception:  # noqa: BLE001
+                # One bad request must not fail its neighbours.
+                for request, tokens in group:
+                    self._answer_alone(request, tokens)
+                continue
+            ends = np.cumsum([len(tokens) for _, tokens in group])
+            for (request, _), part in zip(group, np.split(embeddings, ends[:-1]), strict=True):
+                _send(request, pb_utils.InferenceResponse([pb_utils.Tensor("EMBEDDING", part)]))
+
+    def _groups(self, requests: list[Any]) -> Iterator[list[tuple[Any, list[Tokens]]]]:
+        """Requests that fit into one run of the graph together, with their tokens."""
+        group: list[tuple[Any, list[Tokens]]] = []
+        count = 0
+        for request in requests:
+            try:
+                tokens = self._encoder.tokenize(self._texts(request))
+            except Exception as error:  # noqa: BLE001
+                _send_error(request, error)
+                continue
+            size = sum(map(len, tokens))
+            if group and count + size > RUN_TOKENS_MAX:
+                yield group
+                group, count = [], 0
+            group.append((request, tokens))
+            count += size
+        if group:
+            yield group
 
     def _texts(self, request: Any) -> list[bytes]:
         texts: list[bytes] = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().ravel().tolist()
         prompt = self._encoder.prompts[json.loads(request.parameters() or "{}").get("prompt", "document")]
         return [prompt + text for text in texts] if prompt else texts
 
-    def _answer_alone(self, request: Any) -> Any:
+    def _answer_alone(self, request: Any, tokens: list[Tokens]) -> None:
         try:
-            return _response(self._encoder.embed(self._texts(request)))
+            embeddings = self._encoder.embed_tokens(tokens)
         except Exception as error:  # noqa: BLE001
-            # The class alone: a message could carry the text.
-            message = f"embedding the request's texts failed with {type(error).__name__}"
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
-            )
+            _send_error(request, error)
+        else:
+            _send(request, pb_utils.InferenceResponse([pb_utils.Tensor("EMBEDDING", embeddings)]))
 
 
-def _response(embeddings: np.ndarray) -> Any:
-    return pb_utils.InferenceResponse([pb_utils.Tensor("EMBEDDING", embeddings)])
+def _send(request: Any, response: Any) -> None:
+    request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _send_error(request: Any, error: Exception) -> None:
+    # The class alone: a message could carry the text.
+    message = f"embedding the request's texts failed with {type(error).__name__}"
+    _send(
+        request,
+        pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)),
+    )

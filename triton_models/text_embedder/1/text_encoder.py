@@ -1,8 +1,8 @@
-"""Texts to embeddings, in one process: tokenise, sort by length, run the OpenVINO graph in sub-batches."""
+"""Texts to embeddings, in one process: tokenise, pack, run the OpenVINO graph."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,19 @@ import numpy.typing as npt
 import openvino as ov
 from tokenizers import Tokenizer
 
-# Lengths are padded to a multiple of this: each new (batch, length) costs OpenVINO 3 to 10 ms once.
-LENGTH_STEP = 8
-# A sub-batch costs about as much as this many tokens do, so less padding than this is not worth a split.
-SUB_BATCH_COST_TOKENS = 32
-# More tokens at once are no faster (the activations leave the cache).
-SUB_BATCH_TOKENS_MAX = 2048
-# A text is cut to this many bytes per allowed token before it is tokenised: tokenising 1 MB costs 0.2 s.
-BYTES_PER_TOKEN_MAX = 64
-WARM_BATCH_SIZES = range(1, 9)
-WARM_LENGTHS = (8, 16, 24, 32)
+# More tokens in one run are no faster.
+RUN_TOKENS_MAX = 1024
+# A run costs about as much as attention does over this many empty places of its grid.
+EMPTY_PLACES_MAX = 256
+# A text is cut to this many bytes per allowed token before it is tokenised: tokenising 1 MB takes 0.2 s.
+TEXT_BYTES_PER_TOKEN_MAX = 64
+
+Tokens = Sequence[int]
+Embeddings = npt.NDArray[np.float32]
 
 
 class TextEncoder:
-    """`embed` gives float32 [n, dimension], row i for texts[i]; not to be shared between threads."""
+    """Not to be shared between threads."""
 
     def __init__(self, folder: Path) -> None:
         settings: dict[str, Any] = json.loads((folder / "settings.json").read_bytes())
@@ -33,7 +32,7 @@ class TextEncoder:
         self.prompts: dict[str, bytes] = {
             role: prompt.encode() for role, prompt in settings["prompts"].items()
         }
-        self._text_bytes_max = self.max_tokens * BYTES_PER_TOKEN_MAX
+        self._text_bytes_max = self.max_tokens * TEXT_BYTES_PER_TOKEN_MAX
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
@@ -51,52 +50,69 @@ class TextEncoder:
                 "PERFORMANCE_HINT": "LATENCY",
             },
         )
-        self._infer_request = compiled.create_infer_request()
+        self._run_request = compiled.create_infer_request()
         self.description = f"OpenVINO {precision}, {threads} threads, {self.max_tokens} tokens at most"
 
     def warm_up(self) -> None:
-        """Runs the shapes of a few short texts once, so that no live row pays for them."""
-        for length in WARM_LENGTHS:
-            for size in WARM_BATCH_SIZES:
-                self._infer([[0] * min(length, self.max_tokens)] * size, length)
+        """Runs every number of tokens that `_packed` may give: each costs OpenVINO 3 to 5 ms the first time."""
+        count = 0
+        while (count := rounded_up(count + 1)) <= RUN_TOKENS_MAX:
+            texts, rest = divmod(count, 8)
+            self._run([[0] * 8] * texts + [[0] * rest] * (rest > 0))
 
-    def embed(self, texts: list[bytes]) -> npt.NDArray[np.float32]:
-        encodings = self._tokenizer.encode_batch_fast([self._decoded(text) for text in texts])
-        tokens: list[list[int]] = [encoding.ids for encoding in encodings]
-        embeddings = np.empty((len(texts), self.dimension), np.float32)
-        for rows, padded_length in sub_batches([len(ids) for ids in tokens]):
-            embeddings[rows] = self._infer([tokens[row] for row in rows], padded_length)
+    def embed(self, texts: Sequence[bytes]) -> Embeddings:
+        """float32 [n, dimension]; row i belongs to texts[i]."""
+        return self.embed_tokens(self.tokenize(texts))
+
+    def tokenize(self, texts: Sequence[bytes]) -> list[Tokens]:
+        """At most `max_tokens` each; bytes that are not UTF-8 become U+FFFD."""
+        decoded = [text[: self._text_bytes_max].decode("utf-8", "replace") for text in texts]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(decoded)]
+
+    def embed_tokens(self, tokens: Sequence[Tokens]) -> Embeddings:
+        embeddings = np.empty((len(tokens), self.dimension), np.float32)
+        for rows in runs([len(ids) for ids in tokens]):
+            embeddings[rows] = self._run([tokens[row] for row in rows])
         return embeddings
 
-    def _decoded(self, text: bytes) -> str:
-        return text[: self._text_bytes_max].decode("utf-8", "replace")
-
-    def _infer(self, tokens: list[list[int]], padded_length: int) -> npt.NDArray[np.float32]:
-        padded_length = min(padded_length, self.max_tokens)
-        input_ids = np.zeros((len(tokens), padded_length), np.int64)
-        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-        mask = np.arange(padded_length) < lengths[:, None]
-        input_ids[mask] = np.concatenate(tokens)
-        self._infer_request.infer([input_ids, mask.astype(np.int64)], share_inputs=True)
-        embeddings: npt.NDArray[np.float32] = self._infer_request.get_output_tensor(0).data
+    def _run(self, tokens: Sequence[Tokens]) -> Embeddings:
+        self._run_request.infer(_packed(tokens), share_inputs=True)
+        embeddings: Embeddings = self._run_request.get_output_tensor(0).data
         return embeddings
 
 
-def sub_batches(lengths: list[int]) -> Iterator[tuple[list[int], int]]:
-    """(rows, padded length) of sub-batches that together hold every row once, shortest texts first.
-
-    A sub-batch is closed where padding it to the next length would cost more than another run does.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+def runs(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of each run; together they hold every row once, shortest texts first."""
     rows: list[int] = []
-    padded_length = 0
-    for row in order:
-        length = -(-lengths[row] // LENGTH_STEP) * LENGTH_STEP
-        padding = len(rows) * (length - padded_length)
-        if rows and (padding > SUB_BATCH_COST_TOKENS or (len(rows) + 1) * length > SUB_BATCH_TOKENS_MAX):
-            yield rows, padded_length
-            rows = []
+    total = 0
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        length = lengths[row]
+        empty_places = len(rows) * length - total
+        if rows and (total + length > RUN_TOKENS_MAX or empty_places > EMPTY_PLACES_MAX):
+            yield rows
+            rows, total = [], 0
         rows.append(row)
-        padded_length = length
+        total += length
     if rows:
-        yield rows, padded_length
+        yield rows
+
+
+def rounded_up(count: int) -> int:
+    """To a multiple of 8, beyond 128 to one of 8 steps per doubling: few numbers, little waste."""
+    step = max(8, 1 << (count - 1).bit_length() >> 4)
+    return -(-count // step) * step
+
+
+def _packed(tokens: Sequence[Tokens]) -> list[npt.NDArray[Any]]:
+    """The graph's inputs; its tokens are filled up with some that no text refers to."""
+    lengths = np.fromiter(map(len, tokens), np.int32, len(tokens))
+    longest = np.arange(-(-int(lengths.max()) // 8) * 8, dtype=np.int32)
+    used = longest < lengths[:, None]
+    count = int(lengths.sum())
+    ids, positions, places = np.zeros((3, rounded_up(count)), np.int32)
+    ids[:count] = np.concatenate(tokens)
+    positions[:count] = np.broadcast_to(longest, used.shape)[used]
+    places[:count] = np.flatnonzero(used)
+    grid = np.zeros(used.shape, np.int32)
+    grid[used] = np.arange(count)
+    return [ids, positions, grid, used.astype(np.float32), places]
