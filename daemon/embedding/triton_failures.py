@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch
 

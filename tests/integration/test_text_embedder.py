@@ -1,6 +1,7 @@
 """The text embedder inside a real Triton, and the client that speaks to it."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -92,14 +93,14 @@ async def test_a_refused_request_does_not_fail_those_joined_with_it(triton: Trit
 
 async def test_a_request_is_answered_before_those_joined_with_it_are_embedded(triton: TritonServer) -> None:
     long = "colourless green ideas sleep furiously " * 100
-    async with embedder_of(triton) as embedder:
+    async with embedder_of(triton, timeout_s=60.0) as embedder:
         await embedder.start()
         # While the first runs, the others wait and are joined into one execution.
-        running = asyncio.create_task(embedder.embed([long] * 20))
+        running = asyncio.create_task(embedder.embed([long] * 10))
         await asyncio.sleep(0.05)
         small = asyncio.create_task(embedder.embed(["a"]))
         await asyncio.sleep(0.01)
-        large = asyncio.create_task(embedder.embed([long] * 150))
+        large = asyncio.create_task(embedder.embed([long] * 60))
         await small
         assert not (await asyncio.wait({large}, timeout=0.1))[0]
         await asyncio.gather(running, large)
@@ -236,6 +237,26 @@ async def test_a_check_notices_a_model_swapped_while_running(triton: TritonServe
             await asyncio.to_thread(server.load, "text_embedder")
             with pytest.raises(StopProcess, match="replaced by another one"):
                 await embedder.check()
+
+
+async def test_the_prompt_is_put_before_the_text(triton: TritonServer, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(triton.models, models)
+    path = models / "text_embedder" / "1" / "settings.json"
+    settings = json.loads(path.read_text()) | {"prompts": {"document": "passage: ", "query": "query: "}}
+    path.write_text(json.dumps(settings))
+    async with embedder_of(triton) as bare:
+        await bare.start()
+        expected = await bare.embed(["passage: dog", "query: dog"])
+    with triton_server(tmp_path, models=models) as server:
+        async with embedder_of(server) as embedder:
+            await embedder.start()
+            document, query = await asyncio.gather(
+                embedder.embed(["dog"]), embedder.embed(["dog"], prompt="query")
+            )
+    assert document[0] @ expected[0] >= 0.9999
+    assert query[0] @ expected[1] >= 0.9999
+    assert document[0] @ query[0] < 0.99
 
 
 async def test_a_full_queue_is_retried_soon(triton: TritonServer) -> None:
