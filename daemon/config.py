@@ -120,6 +120,7 @@ class EventSource(Settings):
     name: Name = Field(description="Name of the source.")
 
 
+SOURCE_KINDS = ("postgres", "events")
 Source = Annotated[PostgresSource | EventSource, Field(discriminator="kind")]
 
 
@@ -442,6 +443,8 @@ def _explain(problem: Any, where: str) -> str:
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}{_nearest(str(path[-1]), _known_keys(path[:-1]))}"
+    if problem["type"].startswith("union_tag"):
+        return f"{where}: {key}.kind must be one of {', '.join(SOURCE_KINDS)}"
     text = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {key}: {text}" if key else f"{where}: {text}"
 

@@ -1,7 +1,6 @@
 """One table with all that mirrors it (connector, topics, index, daemon processes), for a test of its own."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -28,6 +27,8 @@ from daemon.config import Config, PostgresSource, load
 from deploy.local.stack import Stack
 
 DDL = "id bigint primary key, title text, body text, category text, price numeric(10,2)"
+METRICS = "127.0.0.1:9"
+"""Stands in the table's configuration; each daemon gets a copy with a port of its own."""
 TEXT = "{title}: {body}"
 
 
@@ -56,9 +57,8 @@ class DaemonProcess:
         self.log = log
         self._url = f"http://127.0.0.1:{metrics_port}"
         self._file = log.open("ab")
-        environment = os.environ | {"LIVEVEC_TEST_METRICS": f"127.0.0.1:{metrics_port}"}
-        command = [sys.executable, "-m", "daemon.cli.app", "--config", str(config), "run"]
-        self.process = subprocess.Popen(command, stderr=self._file, stdout=self._file, env=environment)
+        command = [Path(sys.executable).parent / "livevec", "--config", config, "run"]
+        self.process = subprocess.Popen(command, stderr=self._file, stdout=self._file)
 
     def wait_ready(self) -> "DaemonProcess":
         wait_until(self._ready, 60, f"the daemon is ready; its log: {self.log}")
@@ -157,13 +157,14 @@ class MirroredTable:
             [embedding]
             url = "{a.triton_grpc}"
             [telemetry]
-            address = "${{LIVEVEC_TEST_METRICS}}"
+            address = "{METRICS}"
             log_format = "json"
             [temporal]
             address = "{a.temporal_address}"
             ui_url = "{a.temporal_ui_url}"
             {settings}
             [[sources]]
+            kind = "postgres"
             name = "{self.name}"
             dsn = "{a.postgres_dsn}"
             [[pipelines]]
@@ -195,10 +196,12 @@ class MirroredTable:
             client.apply(self.name, render(self.source, self.config.pipelines))
             client.wait_until_streaming(self.source, deadline_s=60)
 
-    def start_daemon(self, *, config: Path | None = None) -> DaemonProcess:
+    def start_daemon(self) -> DaemonProcess:
         """Start a daemon without waiting for it."""
-        log = self.folder / f"daemon-{len(self._daemons)}.log"
-        daemon = DaemonProcess(config or self.config_path, log, free_port())
+        number, port = len(self._daemons), free_port()
+        config = self.folder / f"daemon-{number}.toml"
+        config.write_text(self.config_path.read_text().replace(METRICS, f"127.0.0.1:{port}"))
+        daemon = DaemonProcess(config, self.folder / f"daemon-{number}.log", port)
         self._daemons.append(daemon)
         return daemon
 

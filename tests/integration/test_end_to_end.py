@@ -12,7 +12,7 @@ from redis.commands.search.query import Query
 
 from tests.bert_reference import BertReference
 from tests.mirrored_table import MirroredTable, wait_until
-from triton_models.weights import packaged_weights
+from triton_models.build import packaged_weights
 
 SENTENCES = [
     "a small domesticated feline that purrs",
