@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from types import TracebackType
@@ -17,8 +17,18 @@ from rich.text import Text
 OK = "[green]✓[/green]"
 BAD = "[red]✗[/red]"
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+_PIPED_WIDTH = 160
+
+
+def _console(*, stderr: bool) -> Console:
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal:
+        made.width = _PIPED_WIDTH
+    return made
+
+
+err = _console(stderr=True)
+out = _console(stderr=False)
 
 
 def print_json(value: Any) -> None:
@@ -35,15 +45,9 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and max by nearest rank (no interpolation), and the count."""
-    ordered = sorted(values)
-
-    def rank(percent: int) -> float:
-        return ordered[max(0, -(-percent * len(ordered) // 100) - 1)] if ordered else 0.0
-
-    named = {f"p{percent}": round(rank(percent), 3) for percent in (50, 95, 99)}
-    return {**named, "max": round(ordered[-1], 3) if ordered else 0.0, "count": len(ordered)}
+def plain(value: object) -> Text:
+    """A cell whose brackets are no markup."""
+    return Text(str(value))
 
 
 class Steps:
@@ -83,14 +87,22 @@ class Steps:
         done: int | None = None,
         total: int | None = None,
         *,
+        seconds: float | None = None,
         end: bool = False,
     ) -> None:
-        """Show where a step is; `end`: it is done."""
+        """Show where a step is.
+
+        Args:
+            seconds: since it began, where the caller knows better than this display.
+            end: it is done.
+        """
         if step not in self._tasks:
             self._began[step] = time.monotonic()
             self._tasks[step] = self._live.add_task(step, total=None, detail="", counted=False)
-            self._line(f"  {step} {detail}")
-        seconds = time.monotonic() - self._began[step]
+            if not end:
+                self._line(f"  {step} {detail}")
+        if seconds is None:
+            seconds = time.monotonic() - self._began[step]
         task = self._tasks[step]
         self._live.update(task, detail=detail)
         if total is not None:
@@ -98,7 +110,7 @@ class Steps:
         if end:
             self.seconds[step] = round(seconds, 3)
             finished = self._live.tasks[task].total or 1
-            self._live.update(task, total=finished, completed=finished)
+            self._live.update(task, total=finished, completed=finished, took_s=seconds)
             self._line(f"✓ {step} {seconds:.1f} s {detail}")
             del self._tasks[step], self._began[step]
 
@@ -134,5 +146,5 @@ class _Bar(BarColumn):
 
 class _Seconds(ProgressColumn):
     def render(self, task: Task) -> Text:
-        elapsed = task.finished_time if task.finished else task.elapsed
+        elapsed = task.fields.get("took_s", task.elapsed)
         return Text(f"{elapsed or 0:6.1f} s", style="cyan")

@@ -1,7 +1,109 @@
-"""`livevec search`."""
+"""`livevec search`: the nearest documents to a text."""
+
+import asyncio
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli import context as given
+from daemon.cli.context import Json
+
+if TYPE_CHECKING:
+    from daemon.config import Config, Pipeline
+    from daemon.embedding.embedder import Embedder, Embeddings
+    from daemon.index.reader import Hit
+
+_TEXT_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Found:
+    """Answers, and how long the model and Redis took."""
+
+    hits: "tuple[Hit, ...]"
+    embed_ms: float
+    search_ms: float
+
 
 def register(app: typer.Typer) -> None:
-    """Nothing yet."""
+    app.command()(search)
+
+
+def search(
+    context: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    text: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    filter: Annotated[
+        str, typer.Option(help="Redis search expression over the metadata: '@category:{noun}'.")
+    ] = "*",
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")] = 5,
+    chunks: Annotated[bool, typer.Option("--chunks", help="Answer chunks, not documents.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the documents whose meaning is nearest to TEXT."""
+    from daemon.cli import console
+
+    config = given.resolved(context)
+    settings = config.pipeline(pipeline)
+    found = asyncio.run(nearest(config, settings, text, k, filter=filter, by_chunk=chunks))
+    if as_json:
+        console.print_json({"pipeline": pipeline, "query": text, **asdict(found)})
+        return
+    names = [field.field for field in settings.metadata]
+    table = console.table("distance", "id", *(["chunk"] if chunks else []), *names, "text")
+    for hit in found.hits:
+        shown = hit.text if len(hit.text) <= _TEXT_SHOWN else hit.text[: _TEXT_SHOWN - 1] + "…"
+        values = [
+            hit.id,
+            *([str(hit.chunk)] if chunks else []),
+            *(hit.fields.get(name, "") for name in names),
+        ]
+        table.add_row(f"{hit.distance:.4f}", *(console.plain(value) for value in (*values, shown)))
+    console.out.print(table)
+    console.err.print(
+        f"{len(found.hits)} found; embedding {found.embed_ms:.1f} ms, search {found.search_ms:.1f} ms"
+    )
+
+
+async def nearest(
+    config: "Config", pipeline: "Pipeline", text: str, k: int, *, filter: str = "*", by_chunk: bool = False
+) -> Found:
+    """Embed a text as a query and search the pipeline's alias."""
+    from daemon.embedding.factory import make_embedder
+    from daemon.index.connection import connect
+    from daemon.index.reader import knn
+
+    embedder, client = make_embedder(config.embedding), connect(config.redis)
+    try:
+        await embedder.start()
+        began_s = time.perf_counter()
+        vector = (await embed_query(embedder, text))[0]
+        embedded_s = time.perf_counter()
+        hits = await knn(
+            client,
+            pipeline.name,
+            vector,
+            k,
+            type=pipeline.index.type,
+            filter=filter,
+            ef_runtime=pipeline.index.ef_runtime,
+            by_chunk=by_chunk,
+        )
+        ended_s = time.perf_counter()
+    finally:
+        await embedder.close()
+        await client.aclose()
+    return Found(
+        tuple(hits), round((embedded_s - began_s) * 1000, 3), round((ended_s - embedded_s) * 1000, 3)
+    )
+
+
+async def embed_query(embedder: "Embedder", text: str) -> "Embeddings":
+    """float32 [1, dimension]; models with a prompt for queries, apart from documents, get it."""
+    from daemon.embedding.triton import TritonEmbedder
+
+    if isinstance(embedder, TritonEmbedder):
+        return await embedder.embed([text], prompt="query")
+    return await embedder.embed([text])

@@ -82,7 +82,14 @@ def reporter(steps: "Steps") -> "OnProgress":
     """Shows the stack's progress as steps."""
 
     def report(progress: "Progress") -> None:
-        steps.news(progress.step, progress.detail, progress.done, progress.total, end=progress.finished)
+        steps.news(
+            progress.step,
+            progress.detail,
+            progress.done,
+            progress.total,
+            seconds=progress.seconds,
+            end=progress.finished,
+        )
 
     return report
 

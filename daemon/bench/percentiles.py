@@ -1,0 +1,27 @@
+"""Percentiles of latencies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STAGES = ("capture", "transit", "queue", "embed", "upsert")
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """By nearest rank, without interpolation; all 0 where nothing was measured."""
+
+    p50: float
+    p95: float
+    p99: float
+    max: float
+    count: int
+
+
+def percentiles_ms(values_s: Sequence[float]) -> Percentiles:
+    """Of times in seconds, in milliseconds."""
+    ordered = sorted(values_s)
+
+    def rank(percent: int) -> float:
+        return round(1000 * ordered[-(-percent * len(ordered) // 100) - 1], 3) if ordered else 0.0
+
+    return Percentiles(rank(50), rank(95), rank(99), rank(100), len(ordered))

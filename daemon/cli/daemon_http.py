@@ -1,0 +1,61 @@
+"""What a running daemon tells over HTTP."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`count`: of all samples ever; ask for those after it next time. `latest`: as telemetry.metrics.Sample."""
+
+    count: int
+    latest: list[dict[str, Any]]
+
+
+class DaemonHttp:
+    """A client of the daemon's telemetry server; every method raises httpx.HTTPError where it is away.
+
+    Args:
+        address: `host:port`, as in [telemetry].
+    """
+
+    def __init__(self, address: str, timeout_s: float = _TIMEOUT_S) -> None:
+        host, _, port = address.rpartition(":")
+        # A daemon that listens everywhere is asked on this machine.
+        host = "127.0.0.1" if host in ("", "0.0.0.0", "[::]") else host
+        self.url = f"http://{host}:{port}"
+        self._client = httpx.Client(base_url=self.url, timeout=timeout_s)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def status(self) -> dict[str, Any]:
+        """See telemetry.http: ready, assigned, parts, stopped_pipelines, samples."""
+        content: dict[str, Any] = self._get("/status.json").json()
+        return content
+
+    def samples(self, after: int = 0) -> Samples:
+        """Freshness of the changes embedded since sample number `after`."""
+        content = self._get(f"/samples.json?after={after}").json()
+        return Samples(content["count"], content["samples"])
+
+    def gauges(self, name: str) -> dict[str, float]:
+        """Values of a metric by the value of its only label."""
+        families = text_string_to_metric_families(self._get("/metrics").text)
+        return {
+            next(iter(sample.labels.values()), ""): sample.value
+            for family in families
+            if family.name == name
+            for sample in family.samples
+        }
+
+    def _get(self, path: str) -> httpx.Response:
+        reply = self._client.get(path)
+        if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            reply.raise_for_status()
+        return reply
