@@ -20,8 +20,9 @@ local function compare(a, b)
   return a < b and -1 or 1
 end
 
+-- A line break in an error would end the reply in the middle: the client loses the connection.
 local function malformed(text)
-  error({err = 'LIVEVEC malformed version: ' .. string.sub(text, 1, 100)})
+  error({err = 'LIVEVEC malformed version: ' .. string.gsub(string.sub(text, 1, 100), '%c', '?')})
 end
 
 local function parse(text)
