@@ -228,8 +228,8 @@ def _failure(source: PostgresSource, status: Status) -> ConnectorError:
         remedy = "run `livevec connector apply`, which checks and creates the publication"
     elif "Failed to properly convert data value" in status.error:
         remedy = (
-            "Debezium cannot write this value: correct the row, or leave the column out with "
-            'connector = { "column.exclude.list" = "schema.table.column" }'
+            "Debezium cannot write a value of this type: `livevec connector apply` leaves the column out where no "
+            "pipeline needs it; else correct the row, or ALTER TABLE .. REPLICA IDENTITY FULL"
         )
     return ConnectorError(f"connector {status.name!r} failed: {status.error}", remedy)
 
@@ -250,5 +250,5 @@ def _cause(trace: str) -> str:
     """
     lines = [line.strip().removeprefix("Caused by: ") for line in trace.splitlines()]
     causes = [line for line in lines if line and not line.startswith(("at ", "..."))]
-    shown = (cause.partition(":")[0] if cause.startswith("java.") else cause for cause in causes)
+    shown = [cause.partition(":")[0] if cause.startswith("java.") else cause for cause in causes]
     return " | ".join(dict.fromkeys(shown))

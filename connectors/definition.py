@@ -23,8 +23,13 @@ _QUEUE_BYTES_MAX = 64 * 1024 * 1024
 _JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 
-def render(source: PostgresSource, pipelines: Sequence[Pipeline]) -> dict[str, str]:
+def render(
+    source: PostgresSource, pipelines: Sequence[Pipeline], exclude: Sequence[str] = ()
+) -> dict[str, str]:
     """The configuration of the connector named `source.name`, for the tables of those pipelines that read it.
+
+    Args:
+        exclude: columns to leave out, as `exclusions` gives them.
 
     Raises:
         ConnectorError: no pipeline reads the source, the connection string names no single TCP address, or
@@ -44,6 +49,9 @@ def render(source: PostgresSource, pipelines: Sequence[Pipeline]) -> dict[str, s
         **_delivery(source),
         **source.connector,
     }
+    excluded = [source.connector.get("column.exclude.list", ""), *map(_escape, exclude)]
+    if any(excluded):
+        definition["column.exclude.list"] = ",".join(filter(None, excluded))
     for finding in check_definition(definition):
         if not finding.ok:
             raise ConnectorError(f"sources.{source.name}.connector: {finding.message}", finding.remedy)
@@ -170,6 +178,6 @@ def _delivery(source: PostgresSource) -> dict[str, str]:
     }
 
 
-def _escape(table: str) -> str:
-    """A table's name as one Java regular expression; code points, since Debezium splits the list at commas."""
-    return re.sub(r"[^A-Za-z0-9_.]", lambda char: f"\\x{{{ord(char[0]):x}}}", table).replace(".", "\\.")
+def _escape(name: str) -> str:
+    """A full name as one Java regular expression, without a comma: Debezium splits its lists there."""
+    return re.sub(r"[^A-Za-z0-9_.]", lambda char: f"\\x{{{ord(char[0]):x}}}", name).replace(".", "\\.")

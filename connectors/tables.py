@@ -2,17 +2,15 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 from psycopg import sql
 
-from connectors.column_types import CAPTURED, CAPTURED_ELEMENTS, KEYS, NUMBERS
+from connectors.catalog import Column, Connection, Table, key_columns, needed_columns, read_table
+from connectors.column_types import KEYS, NUMBERS
 from connectors.finding import Finding, failed, passed
+from connectors.publication import check_publication
 from daemon.config import Pipeline, PostgresSource
 
-Connection = psycopg.Connection[Any]
 _KINDS = {
     "v": "a view",
     "m": "a materialized view",
@@ -24,38 +22,6 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column: `type` is the name of its base type, without its domain; of arrays, the element's."""
-
-    name: str
-    type: str
-    array: bool
-    enum: bool
-    domain: bool
-    generated: str
-    scale_negative: bool
-
-    @property
-    def captured(self) -> bool:
-        if self.scale_negative:
-            return False
-        return self.enum or self.type in (CAPTURED_ELEMENTS if self.array else CAPTURED)
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    oid: int
-    name: str
-    quoted: str
-    kind: str
-    persistence: str
-    columns: tuple[_Column, ...]
-
-    def column(self, name: str) -> _Column | None:
-        return next((column for column in self.columns if column.name == name), None)
-
-
 def check_table(
     connection: Connection, source: PostgresSource, pipeline: Pipeline, user: str, published: bool
 ) -> list[Finding]:
@@ -65,61 +31,23 @@ def check_table(
         user: the connector's role.
         published: the publication exists, so that what it says of this table can be looked at.
     """
-    table = _table(connection, pipeline.table)
+    table = read_table(connection, pipeline.table)
     if table is None:
         return [_absent(connection, pipeline)]
     findings = [_kind(table)]
     if not findings[0].ok:
         return findings
-    key = _key_columns(connection, table)
+    key = key_columns(connection, table)
     findings += _key(connection, table, key)
     findings += [
         _identity(connection, table),
         _select_right(connection, table, user),
         _rows(connection, table),
     ]
-    findings += _columns(table, pipeline)
+    findings += _columns(table, pipeline, _identity_is_full(connection, table))
     if published:
-        findings += _published(connection, source, table, [*key, *_needed(pipeline)])
+        findings += check_publication(connection, source, table, [*key, *needed_columns(pipeline)])
     return findings
-
-
-def _needed(pipeline: Pipeline) -> list[str]:
-    return list(dict.fromkeys([*pipeline.columns, *(field.column for field in pipeline.metadata)]))
-
-
-def _table(connection: Connection, name: str) -> _Table | None:
-    schema, _, table = name.partition(".")
-    row = connection.execute(
-        "SELECT c.oid, format('%%I.%%I', n.nspname, c.relname), c.relkind::text, c.relpersistence::text"
-        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
-        [schema, table],
-    ).fetchone()
-    if row is None:
-        return None
-    oid, quoted, kind, persistence = row
-    columns = connection.execute(_COLUMNS, [oid]).fetchall()
-    return _Table(oid, name, quoted, kind, persistence, tuple(_Column(*column) for column in columns))
-
-
-# A domain's base type may be a domain again; an array's element likewise.
-_COLUMNS = """
-WITH RECURSIVE base AS (
-  SELECT a.attnum, a.attname, a.attgenerated, a.atttypmod, t.oid, t.typtype, t.typbasetype, t.typtypmod,
-         false AS domain
-  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-  WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
-  UNION ALL
-  SELECT b.attnum, b.attname, b.attgenerated, b.typtypmod, t.oid, t.typtype, t.typbasetype, t.typtypmod, true
-  FROM base b JOIN pg_type t ON t.oid = b.typbasetype WHERE b.typtype = 'd'
-)
-SELECT b.attname::text, coalesce(e.typname, t.typname)::text, e.oid IS NOT NULL,
-       coalesce(e.typtype, t.typtype) = 'e', b.domain, b.attgenerated::text,
-       t.typname = 'numeric' AND b.atttypmod >= 4 AND (b.atttypmod - 4) & 1024 <> 0
-FROM base b JOIN pg_type t ON t.oid = b.oid
-LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
-WHERE b.typtype <> 'd' ORDER BY b.attnum
-"""
 
 
 def _absent(connection: Connection, pipeline: Pipeline) -> Finding:
@@ -134,7 +62,7 @@ def _absent(connection: Connection, pipeline: Pipeline) -> Finding:
     )
 
 
-def _kind(table: _Table) -> Finding:
+def _kind(table: Table) -> Finding:
     if table.kind not in ("r", "p"):
         kind = _KINDS.get(table.kind, f"of kind {table.kind!r}")
         return failed("table", f"{table.name} is {kind}, which has no log", "name the table beneath it")
@@ -147,17 +75,7 @@ def _kind(table: _Table) -> Finding:
     return passed("table", f"table {table.name} is there")
 
 
-def _key_columns(connection: Connection, table: _Table) -> list[str]:
-    rows = connection.execute(
-        "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid"
-        " AND a.attnum = ANY(i.indkey[:i.indnkeyatts - 1]) WHERE i.indrelid = %s AND i.indisprimary"
-        " ORDER BY a.attnum",
-        [table.oid],
-    )
-    return [row[0] for row in rows]
-
-
-def _key(connection: Connection, table: _Table, key: Sequence[str]) -> Iterator[Finding]:
+def _key(connection: Connection, table: Table, key: Sequence[str]) -> Iterator[Finding]:
     if not key:
         yield failed(
             "primary_key",
@@ -190,7 +108,7 @@ def _key(connection: Connection, table: _Table, key: Sequence[str]) -> Iterator[
     yield passed("primary_key", f"the primary key of {table.name} is ({', '.join(key)})")
 
 
-def _fit_for_key(column: _Column) -> bool:
+def _fit_for_key(column: Column) -> bool:
     return not column.array and not column.scale_negative and (column.enum or column.type in KEYS)
 
 
@@ -203,7 +121,7 @@ WHERE c.relkind = 'r' AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_par
 """
 
 
-def _identity(connection: Connection, table: _Table) -> Finding:
+def _identity(connection: Connection, table: Table) -> Finding:
     """With publish_via_partition_root it is the partition's own identity that counts."""
     rows = connection.execute(_IDENTITIES, {"oid": table.oid}).fetchall()
     for name, identity in rows:
@@ -217,7 +135,7 @@ def _identity(connection: Connection, table: _Table) -> Finding:
     return passed("replica_identity", f"the replica identity of {table.name} names the key")
 
 
-def _select_right(connection: Connection, table: _Table, user: str) -> Finding:
+def _select_right(connection: Connection, table: Table, user: str) -> Finding:
     schema = table.name.partition(".")[0]
     row = connection.execute(
         "SELECT r.rolname::text, has_schema_privilege(r.rolname, %(schema)s, 'USAGE')"
@@ -238,7 +156,7 @@ def _select_right(connection: Connection, table: _Table, user: str) -> Finding:
     )
 
 
-def _rows(connection: Connection, table: _Table) -> Finding:
+def _rows(connection: Connection, table: Table) -> Finding:
     row = connection.execute(
         "SELECT row_security_active(%s::oid), current_user::text", [table.oid]
     ).fetchone()
@@ -253,10 +171,15 @@ def _rows(connection: Connection, table: _Table) -> Finding:
     )
 
 
-def _columns(table: _Table, pipeline: Pipeline) -> Iterator[Finding]:
+def _identity_is_full(connection: Connection, table: Table) -> bool:
+    rows = connection.execute(_IDENTITIES, {"oid": table.oid}).fetchall()
+    return all(identity == "f" for _, identity in rows)
+
+
+def _columns(table: Table, pipeline: Pipeline, identity_is_full: bool) -> Iterator[Finding]:
     names = [column.name for column in table.columns]
     numeric = {field.column for field in pipeline.metadata if field.type == "numeric"}
-    for name in _needed(pipeline):
+    for name in needed_columns(pipeline):
         column = table.column(name)
         if column is None:
             yield failed(
@@ -277,77 +200,18 @@ def _columns(table: _Table, pipeline: Pipeline) -> Iterator[Finding]:
                 f"column {name!r} of {table.name} is of type {_shown(column)} but declared numeric",
                 'declare it as type = "tag", or add a column with the number (for a time: seconds since 1970)',
             )
+        elif not (column.holds_placeholder or identity_is_full):
+            yield failed(
+                "column_type",
+                f"column {name!r} of {table.name} is of type {_shown(column)}: an update that leaves alone a value "
+                "stored apart (TOAST) would stop the connector",
+                f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL, or use a column of another type",
+            )
         else:
             yield passed("column", f"column {name!r} of {table.name} is there")
 
 
-def _published(
-    connection: Connection, source: PostgresSource, table: _Table, needed: Sequence[str]
-) -> Iterator[Finding]:
-    publication = sql.Identifier(source.publication_name).as_string(connection)
-    row = connection.execute(
-        "SELECT t.attnames::text[], t.rowfilter FROM pg_publication_tables t WHERE t.pubname = %s"
-        " AND format('%%I.%%I', t.schemaname, t.tablename) = %s",
-        [source.publication_name, table.quoted],
-    ).fetchone()
-    if row is None:
-        yield _not_published(connection, publication, source, table)
-        return
-    attributes, row_filter = set(row[0] or ()), row[1]
-    again = f"ALTER PUBLICATION {publication} DROP TABLE {table.quoted}, then ADD TABLE {table.quoted}"
-    yield passed("publication_table", f"the publication carries {table.name}")
-    if row_filter is not None:
-        yield failed(
-            "publication_filter", f"the publication filters the rows of {table.name}: {row_filter}", again
-        )
-    missing = [name for name in needed if table.column(name) and name not in attributes]
-    generated = [column for column in table.columns if column.generated and column.name in missing]
-    if generated:
-        yield failed(
-            "publication_columns",
-            f"{table.name}: generated columns are not published: {', '.join(c.name for c in generated)}",
-            f"PostgreSQL 18: ALTER PUBLICATION {publication} SET (publish_generated_columns = stored), which "
-            "carries STORED columns; else use the columns it is made from",
-        )
-    elif missing:
-        yield failed(
-            "publication_columns", f"the publication leaves out columns of {table.name}: {missing}", again
-        )
-    hidden = [column.name for column in table.columns if column.name not in attributes]
-    domains = [column.name for column in table.columns if column.domain and column.enum]
-    if hidden and domains:
-        # Seen with Debezium 3.7: such a row makes it read the table's columns anew, with those that are not
-        # published, and the values that follow land in the wrong columns.
-        yield failed(
-            "publication_columns",
-            f"{table.name} has columns that are not published ({', '.join(hidden)}) beside a domain over an "
-            f"enum ({', '.join(domains)}): Debezium would put values into wrong columns",
-            f"publish all columns, or ALTER TABLE {table.quoted} ALTER COLUMN ... TYPE the enum itself",
-        )
-
-
-def _not_published(
-    connection: Connection, publication: str, source: PostgresSource, table: _Table
-) -> Finding:
-    member = connection.execute(
-        "SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
-        " WHERE p.pubname = %s AND r.prrelid = %s",
-        [source.publication_name, table.oid],
-    ).fetchone()
-    if member is not None:
-        return failed(
-            "publication_table",
-            f"publication {source.publication_name!r} names the partitions of {table.name} instead of the table",
-            f"ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)",
-        )
-    return failed(
-        "publication_table",
-        f"publication {source.publication_name!r} does not carry {table.name}",
-        f"ALTER PUBLICATION {publication} ADD TABLE {table.quoted}",
-    )
-
-
-def _shown(column: _Column) -> str:
+def _shown(column: Column) -> str:
     return f"{column.type}[]" if column.array else column.type
 
 

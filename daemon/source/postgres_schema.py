@@ -76,9 +76,9 @@ class TableSchema:
                 return column
         names = [column.name for column in self.columns]
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
+        hint = f"the nearest is {near[0]!r}" if near else f"it has {', '.join(names)}"
         raise StopPipeline(
-            f"{self.name} has no column {name!r}; {hint} Correct the pipeline's text or metadata"
+            f"{self.name} has no column {name!r}: {hint}. Correct the pipeline's text or metadata"
         )
 
     def codec(self, name: str) -> Codec:
@@ -128,7 +128,8 @@ _TABLE = """
 SELECT c.oid, pg_relation_filenode(c.oid), c.relkind = 'p',
        ARRAY(SELECT a.attname::text FROM pg_index i,
              unnest(i.indkey[:i.indnkeyatts - 1]) WITH ORDINALITY k(attnum, place) JOIN pg_attribute a
-             ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place),
+             ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place),
        ARRAY(SELECT t.relid::oid::int8 FROM pg_partition_tree(c.oid) t WHERE t.isleaf AND t.relid <> c.oid ORDER BY 1),
        ARRAY(SELECT pg_relation_filenode(t.relid)::int8 FROM pg_partition_tree(c.oid) t
              WHERE t.isleaf AND t.relid <> c.oid ORDER BY t.relid::oid::int8)
