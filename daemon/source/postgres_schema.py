@@ -1,7 +1,7 @@
 """What a table looks like: its columns, how each is read, its primary key, and what shows that it was changed."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,17 @@ class TableSchema:
                 "equals what Debezium carries; use another column, for instance a text that a trigger fills"
             )
         return found
+
+    def normaliser(self, columns: Sequence[str]) -> Callable[[Row], Row] | None:
+        """What makes these columns of an envelope's row equal to those of a row read here; None: they are."""
+        found = {name: normalise for name in columns if (normalise := self.codec(name).normalise) is not None}
+        if not found:
+            return None
+
+        def normalise_row(row: Row) -> Row:
+            return {**row, **{name: normalise(row[name]) for name, normalise in found.items()}}
+
+        return normalise_row
 
     def key_of(self, row: Row) -> tuple[str, ...]:
         """The key of a row as text, as a record's key gives it."""

@@ -10,11 +10,11 @@ What Debezium makes of a value, seen and reproduced, however odd:
   UTC with as many fraction digits as its precision, the others without trailing zeros. timetz is moved to UTC.
 - infinity: timestamptz says so; date and timestamp carry the ends of Java's calendar; an infinite interval is zero.
 - bit(1) is a boolean, other bit strings are base64 of their bits, lowest first, without leading zero bits.
-- float4 is the shortest text that gives it back, but at least two digits, as Java 19 and newer write it. Java 17
-  writes about 1 in 5,000 values between 0 and 1,000 with another last digit (none with up to two decimals).
+- float4 differs in the last digits between Java's versions, so both sides pass through `float4`: an envelope's
+  row by `TableSchema.normaliser`.
 
 What cannot be made equal is refused by `codec`: types that Debezium leaves out (name, pg_lsn, xid, composite
-types, multiranges), changes with the worker's time zone (tstzrange), or writes in no stable order (hstore);
+types, multiranges), changes with the worker's time zone (tstzrange), or orders by a hash (hstore);
 numeric with a negative scale; arrays of dates and times (old ones are shifted by the JVM's time zone).
 Of arrays with more than one dimension only the outer length is kept, as Debezium does; it writes those
 of text as addresses of Java objects, which no reader can make equal.
@@ -74,18 +74,22 @@ class Codec:
         select: the expression to select, with {} for the quoted column.
         decode: its text -> the value in Debezium's JSON.
         key_literal: the text of a record's key -> what the type's input function takes; None: not for keys.
+        normalise: the value in an envelope -> the one that `decode` gives; None: it is the same.
     """
 
     select: str
     decode: Decode
     key_literal: Callable[[str], str] | None
+    normalise: Callable[[Any], Any] | None = None
 
 
 def codec(column: ColumnType) -> Codec | None:
     """How to read a column of this type; None: it cannot be made equal to what Debezium carries."""
     if column.array:
         element = _str if column.enum else _ELEMENTS.get(column.name)
-        return None if element is None else Codec("{}", _array(element), None)
+        if element is None:
+            return None
+        return Codec("{}", _array(element), None, _float4s if element is _float4 else None)
     if column.enum:
         return Codec("{}", _str, _str)
     if column.name in ("bit", "varbit"):
@@ -111,20 +115,24 @@ def _float8(text: str) -> float | str:
     return value if math.isfinite(value) else text
 
 
-def _float4(text: str) -> float | str:
-    """Java wants two digits where one would do, and takes the two that are nearest to the exact value."""
-    value = float(text)
-    if not math.isfinite(value):
-        return text
-    digits = text.partition("e")[0].replace(".", "").lstrip("-0").rstrip("0")
-    if len(digits) > 1 or value == 0:
+def _float4(text: str) -> Any:
+    return float4(_float8(text))
+
+
+def float4(value: Any) -> Any:
+    """One decimal for all texts of the same float4: JDK 17 writes 291.32812 where PostgreSQL writes 291.32813."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         return value
-    return float(f"{_nearest_float4(value):.1e}")
+    exact = _FLOAT4.unpack(_FLOAT4.pack(value))[0]
+    for digits in (6, 7, 8):
+        short = float(f"{exact:.{digits}g}")
+        if _FLOAT4.unpack(_FLOAT4.pack(short))[0] == exact:
+            return short
+    return float(f"{exact:.9g}")
 
 
-def _nearest_float4(value: float) -> float:
-    """The exact value of the float4 that is nearest."""
-    return float(_FLOAT4.unpack(_FLOAT4.pack(value))[0])
+def _float4s(values: Any) -> Any:
+    return [float4(value) for value in values] if isinstance(values, list) else values
 
 
 def _numeric(text: str) -> str:
@@ -297,7 +305,7 @@ _SCALARS: dict[str, Codec] = {
         _text(),
     ),
     "bool": Codec("{}", _bool, _str),
-    "float4": Codec("{}", _float4, None),
+    "float4": Codec("{}", _float4, None, float4),
     "float8": Codec("{}", _float8, None),
     "numeric": Codec("{}", _numeric, _numeric_literal),
     "money": Codec("{}::numeric", _numeric, None),
