@@ -1,0 +1,33 @@
+"""Two lists of types, one in each folder, say the same."""
+
+import pytest
+
+from connectors import column_types
+from daemon.source import postgres_values
+from daemon.source.postgres_values import ColumnType, codec
+
+
+def test_the_preflight_admits_exactly_the_types_that_the_reader_converts() -> None:
+    assert column_types.CAPTURED == postgres_values.SCALAR_TYPES
+    assert column_types.CAPTURED_ELEMENTS == postgres_values.ELEMENT_TYPES
+    assert column_types.KEYS == postgres_values.KEY_TYPES
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ColumnType("hstore"),
+        ColumnType("name"),
+        ColumnType("tstzrange"),
+        ColumnType("vector"),
+        ColumnType("date", array=True),
+        ColumnType("numeric", modifier=((4 << 16) | (-2 & 0x7FF)) + 4),
+    ],
+    ids=lambda column: column.name,
+)
+def test_a_type_that_cannot_be_made_equal_has_no_codec(column: ColumnType) -> None:
+    assert codec(column) is None
+
+
+def test_a_numeric_with_its_usual_scale_has_a_codec() -> None:
+    assert codec(ColumnType("numeric", modifier=((10 << 16) | 2) + 4)) is not None
