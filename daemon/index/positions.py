@@ -58,6 +58,8 @@ class Positions:
     async def claim(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
         """Claim partitions; answers the offset up to which every shard has applied each, None where one has none."""
         self._keys = await self._shard_keys()
+        if not partitions:
+            return {}
         found: dict[Partition, int | None] = {}
         for key in self._keys:
             with translated():
