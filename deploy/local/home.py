@@ -78,9 +78,13 @@ class ServerState:
 
 @dataclass(frozen=True)
 class StackState:
-    """The stack as its supervisor last saw it; `phase`: starting, ready, stopping, stopped, failed."""
+    """The stack as its supervisor last saw it; `phase`: starting, ready, stopping, stopped, failed.
+
+    `revision` counts what this supervisor wrote.
+    """
 
     supervisor: ProcessId
+    revision: int
     phase: str
     message: str
     servers: tuple[ServerState, ...]
@@ -164,6 +168,7 @@ class Home:
             return None
         return StackState(
             supervisor=ProcessId(**content["supervisor"]),
+            revision=content.get("revision", 0),
             phase=content["phase"],
             message=content["message"],
             servers=tuple(

@@ -19,12 +19,13 @@ from deploy.local.process import SUPERVISOR_MARK, ProcessId, end, marked, tail
 from deploy.local.progress import OnProgress, Progress, silent
 from deploy.local.servers import SERVERS, java
 from deploy.local.servers.triton import shared_libpython
-from deploy.local.supervisor import EXIT_HOME_TAKEN, Spec, recover
+from deploy.local.supervisor import ANSWER, EXIT_HOME_TAKEN, Spec, recover
 
 __all__ = ["Addresses", "Progress", "ServerStatus", "Stack", "default_home"]
 
 POLL_S = 0.05
 STOP_TIMEOUT_S = 45.0
+ANSWER_TIMEOUT_S = 10.0
 # Supervisors that this process started. To drop one would close the pipe that holds a foreground stack up.
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 
@@ -221,6 +222,8 @@ class Stack:
                     raise StackError(state.message)
                 addresses = self._home.addresses()
                 if state.phase == "ready" and alive and addresses is not None:
+                    if not ours and not self._answers(state):
+                        continue
                     self._check_matches(state)
                     return addresses
             if exited == EXIT_HOME_TAKEN:
@@ -228,6 +231,22 @@ class Stack:
             elif exited is not None or (supervisor is None and not alive):
                 return None
             time.sleep(POLL_S)
+
+    def _answers(self, state: StackState) -> bool:
+        """False where the supervisor is dying: a killed process looks alive until it is scheduled again."""
+        state.supervisor.send(ANSWER)
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while state.supervisor.alive:
+            now = self._home.state()
+            if now is not None and now.revision != state.revision:
+                return now.supervisor == state.supervisor
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"the supervisor (pid {state.supervisor.pid}) does not answer; run `livevec down`, then "
+                    "`livevec up`"
+                )
+            time.sleep(POLL_S / 10)
+        return False
 
     def _check_matches(self, state: StackState) -> None:
         """A running stack that we attached to must be the one that was asked for."""

@@ -31,6 +31,8 @@ from deploy.local.watch import Watch
 EXIT_HOME_TAKEN = 3
 LOCK_TIMEOUT_S = 3.0
 PR_SET_CHILD_SUBREAPER = 36
+# Makes a ready supervisor write its state: proof that it lives.
+ANSWER = signal.SIGUSR1
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Supervisor:
         self._home = Home(Path(spec.home))
         self._phase = "starting"
         self._message = ""
+        self._revision = 0
         self._watches: dict[str, Watch] = {}
         self._stop = asyncio.Event()
         identity = identify(os.getpid())
@@ -154,6 +157,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(sig, self._stop.set)
+        loop.add_signal_handler(ANSWER, self._save)
         if self._spec.attached:
             loop.add_reader(sys.stdin.fileno(), self._owner_spoke)
         self._chores = asyncio.create_task(self._look_after())
@@ -182,7 +186,9 @@ class Supervisor:
     def _save(self) -> None:
         servers = tuple(watch.status() for watch in self._watches.values())
         if self._holds_home():
-            self._home.write_state(StackState(self._identity, self._phase, self._message, servers))
+            self._revision += 1
+            state = StackState(self._identity, self._revision, self._phase, self._message, servers)
+            self._home.write_state(state)
 
     def _holds_home(self) -> bool:
         """False where the folder was deleted, even if another stack made it anew."""

@@ -284,6 +284,18 @@ class TestSmallStacks:
                 stack.down()
                 assert survivor.wait(5) == -signal.SIGKILL
 
+    def test_up_says_so_when_the_supervisor_hangs(self) -> None:
+        with throwaway_home() as home, running_stack(home, ["redis"]) as stack:
+            supervisor = supervisor_pid(home)
+            os.kill(supervisor, signal.SIGSTOP)
+            with pytest.raises(
+                StackError, match=rf"supervisor \(pid {supervisor}\) does not answer.*livevec down"
+            ):
+                Stack(home, servers=["redis"]).up(detach=True)
+            os.kill(supervisor, signal.SIGCONT)
+            stack.down()
+            assert marked(SERVER_MARK, home) == []
+
     def test_ups_at_the_same_time_share_one_stack(self) -> None:
         with throwaway_home() as home:
             code = (

@@ -21,6 +21,8 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     # Socket paths are limited to 107 bytes and homes are not; TCP is all we need.
     "unix_socket_directories": "",
+    # In the data folder: what a killed server leaves in /dev/shm stays there for good.
+    "dynamic_shared_memory_type": "mmap",
     "wal_level": "logical",
     "max_wal_senders": "10",
     "max_replication_slots": "10",
