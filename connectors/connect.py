@@ -17,6 +17,7 @@ from daemon.errors import ConnectorError
 
 _POLL_S = 0.1
 _CONFLICT_POLL_S = 0.2
+_CAUSE_CHARS_MAX = 400
 
 
 class Applied(StrEnum):
@@ -79,13 +80,29 @@ class KafkaConnect:
             return None
         return {str(key): str(value) for key, value in found.items() if key != "name"}
 
-    def apply(self, name: str, definition: Mapping[str, str]) -> Applied:
-        """Make the connector be as `definition` says; the same definition twice changes nothing."""
+    def apply(self, name: str, definition: Mapping[str, str], deadline_s: float = 30.0) -> Applied:
+        """Make the connector be as `definition` says; the same definition twice changes nothing.
+
+        A running one is stopped first, so that what runs afterwards runs with the new definition: Connect
+        answers at once and exchanges the task later. One that is paused stays paused.
+        """
+        path = f"/connectors/{quote(name, safe='')}"
         present = self.definition(name)
-        if present != dict(definition):
-            self._call("PUT", f"/connectors/{quote(name, safe='')}/config", dict(definition))
-            return Applied.CREATED if present is None else Applied.UPDATED
+        if present is None:
+            self._call("PUT", f"{path}/config", dict(definition))
+            return Applied.CREATED
         status = self.status(name)
+        if present != dict(definition):
+            self._stop(name, deadline_s)
+            try:
+                self._call("PUT", f"{path}/config", dict(definition))
+            finally:
+                paused = status is not None and status.state == "PAUSED"
+                self._call("PUT", f"{path}/{'pause' if paused else 'resume'}")
+            self._until(
+                lambda: not self._has_stopped(name), deadline_s, f"connector {name!r} does not resume"
+            )
+            return Applied.UPDATED
         if status is not None and status.failed:
             self.restart(name)
             return Applied.RESTARTED
@@ -123,14 +140,15 @@ class KafkaConnect:
             self.forget_offsets(source.name, deadline_s)
         if present:
             self._call("DELETE", f"/connectors/{quote(source.name, safe='')}", absent_ok=True)
+            late = f"connector {source.name!r} does not end"
+            self._until(lambda: self.status(source.name) is None, deadline_s, late)
         if with_slot:
             slot.drop(source, deadline_s)
         return present
 
     def forget_offsets(self, name: str, deadline_s: float = 30.0) -> None:
         """Stop the connector and make it forget where it stood; `resume` starts it as if it were new."""
-        self._call("PUT", f"/connectors/{quote(name, safe='')}/stop")
-        self._until(lambda: self._has_stopped(name), deadline_s, f"connector {name!r} does not stop")
+        self._stop(name, deadline_s)
         self._call("DELETE", f"/connectors/{quote(name, safe='')}/offsets")
 
     def wait_until_streaming(
@@ -154,6 +172,10 @@ class KafkaConnect:
             status = self.status(source.name)
             if status is not None and status.failed:
                 raise _failure(source, status)
+            if status is not None and status.state in ("PAUSED", "STOPPED"):
+                raise ConnectorError(
+                    f"connector {source.name!r} is {status.state.lower()}", "run `livevec connector resume`"
+                )
             found = slot.read(source)
             line = _describe(status, found)
             if line != seen:
@@ -163,6 +185,10 @@ class KafkaConnect:
             return running and found is not None and found.active
 
         self._until(streaming, deadline_s, lambda: f"connector {source.name!r} is not streaming: {seen}")
+
+    def _stop(self, name: str, deadline_s: float) -> None:
+        self._call("PUT", f"/connectors/{quote(name, safe='')}/stop")
+        self._until(lambda: self._has_stopped(name), deadline_s, f"connector {name!r} does not stop")
 
     def _has_stopped(self, name: str) -> bool:
         status = self.status(name)
@@ -219,7 +245,7 @@ def _refusal(method: str, path: str, reply: httpx.Response) -> ConnectorError:
 def _failure(source: PostgresSource, status: Status) -> ConnectorError:
     """The error of a failed connector, with what helps against the usual causes."""
     remedy = f"correct the cause, then `livevec connector apply` restarts it ({status.name})"
-    if "offset" in status.error and "slot" in status.error:
+    if "no longer available on the server" in status.error or "slot.name" in status.error:
         remedy = (
             f"slot {source.slot_name!r} was made anew, or moved, so changes were lost: delete the connector "
             "with its slot, raise the source's `era` by one, apply, and backfill"
@@ -251,4 +277,4 @@ def _cause(trace: str) -> str:
     lines = [line.strip().removeprefix("Caused by: ") for line in trace.splitlines()]
     causes = [line for line in lines if line and not line.startswith(("at ", "..."))]
     shown = [cause.partition(":")[0] if cause.startswith("java.") else cause for cause in causes]
-    return " | ".join(dict.fromkeys(shown))
+    return " | ".join(dict.fromkeys(cause[:_CAUSE_CHARS_MAX] for cause in shown))

@@ -28,6 +28,14 @@ class Envelope:
     value: dict[str, Any] | None
     headers: Mapping[str, bytes]
 
+    appended_at_s: float
+
+    @property
+    def delay_ms(self) -> float:
+        """From the commit to Kafka."""
+        assert self.value is not None
+        return self.appended_at_s * 1e3 - float(self.value["source"]["ts_us"]) / 1e3
+
     @property
     def operation(self) -> str:
         return "" if self.value is None else str(self.value["op"])
@@ -145,10 +153,22 @@ def count(number: int) -> Callable[[list[Envelope]], bool]:
     return lambda found: len(found) >= number
 
 
+def end_offset(kafka: KafkaSettings, topic: str) -> int | None:
+    """How many records a topic of one partition has had; None when there is no such topic."""
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "test-end-offset"})
+    try:
+        if topic not in consumer.list_topics(timeout=10).topics:
+            return None
+        return int(consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=10)[1])
+    finally:
+        consumer.close()
+
+
 def _envelope(message: Any) -> Envelope:
     key, value = message.key(), message.value()
     return Envelope(
         None if key is None else json.loads(key),
         None if value is None else json.loads(value),
         dict(message.headers() or []),
+        message.timestamp()[1] / 1e3,
     )
