@@ -5,12 +5,12 @@ Used by the service for live changes and by workflow activities for rows read fr
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from daemon.core.batching import Finished
-from daemon.core.change import Operation, Outcome, Row
+from daemon.core.batching import Finished, Waiting
+from daemon.core.change import Change, Operation, Outcome, Row
 from daemon.core.document import Document, DocumentBuilder
 from daemon.core.queue import Item
 from daemon.core.version import SnapshotVersion, Version, replaces
@@ -40,13 +40,14 @@ class DeadLetters(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Work:
-    """One write on its way. `document` None: the row is gone."""
+    """One write on its way. `document` None: the row is gone. `rewrite`: write it whole, whatever is stored."""
 
     item: Item
     version: Version
     document: Document | None
     chunks: Sequence[str] = ()
     unchanged: bool = False
+    rewrite: bool = False
 
 
 @dataclass(slots=True)
@@ -141,6 +142,31 @@ class Projector:
             later,
         )
 
+    async def project(
+        self, rows: Sequence[tuple[str, SnapshotVersion, Row | None]], rewrite: Collection[str] = ()
+    ) -> None:
+        """Bring documents up to date with rows that were read from the source; counted by outcome, not as news.
+
+        Args:
+            rows: document id, snapshot that the row was read at, and the row; None: there was none.
+            rewrite: documents to write whole even where their text has not changed, because they are damaged.
+
+        Raises:
+            StopProcess: a part is set up wrongly.
+        """
+        clock = _Clock(started_s=time.time())
+        waiting = Waiting(clock.started_s, clock.started_s, 0)
+        work: list[_Work] = []
+        for identifier, version, row in rows:
+            change = Change(
+                Operation.REREAD, (), row, None, version.era, None, clock.started_s, clock.started_s
+            )
+            for one in await self._plan(Item(identifier, change, [], None, waiting, 0), version, row):
+                one.rewrite = identifier in rewrite
+                work.append(one)
+        while work:
+            work = await self._apply(work, clock)
+
     def _is_hint(self, item: Item, now_s: float) -> bool:
         """Whether the row must be read from the source instead of taken from the change.
 
@@ -196,7 +222,7 @@ class Projector:
             elif document is None:
                 marker_ttl_ms = int(self._marker_ttl_s * 1000)
                 ready.append((one, Delete(one.item.id, one.version, marker_ttl_ms)))
-            elif before is not None and before.content_hash == document.content_hash:
+            elif before is not None and before.content_hash == document.content_hash and not one.rewrite:
                 one.unchanged = before.metadata_hash == document.metadata_hash
                 ready.append((one, _touch(one, document)))
             elif not one.chunks:
@@ -255,6 +281,8 @@ class Projector:
                 elif isinstance(result, FailureClass):
                     raise result
                 elif result is Result.CONFLICT:
+                    # Another text is stored by now, or a chunk is gone, which a look-up does not show.
+                    one.rewrite = True
                     conflicts.append(one)
                 else:
                     self._written(one, write, result, clock, now_s)
