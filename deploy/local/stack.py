@@ -95,6 +95,8 @@ class Stack:
                 state = self._home.state()
                 if state is None or state.phase == "stopped":
                     return
+                if state.phase == "failed":
+                    raise StackError(state.message)
                 if not state.supervisor.alive:
                     raise StackError(
                         f"the supervisor was killed, and its servers with it (log: {self._home.supervisor_log}); "

@@ -1,6 +1,7 @@
 """The embedded stack as a whole: up, attach, faults, down. Its servers are real and so are the kills."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -374,6 +375,26 @@ class TestSmallStacks:
                 stack.up(detach=True)
                 assert stranger.poll() is None
                 stranger.kill()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as another user")
+    def test_root_may_have_its_home_where_no_other_user_can_pass(self) -> None:
+        with throwaway_home() as home:
+            home.parent.chmod(0o700)
+            stack = Stack(home, servers=["postgres"])
+            addresses = stack.up(detach=True)
+            with psycopg.connect(addresses.postgres_dsn) as connection:
+                connection.execute("create table kept as select 1")
+                folder = Path(connection.execute("show data_directory").fetchone()[0])
+            try:
+                assert home not in folder.parents
+                assert folder.stat().st_uid == 65_534
+                stack.down()
+                stack.up(detach=True)
+                with psycopg.connect(addresses.postgres_dsn) as connection:
+                    assert connection.execute("select * from kept").fetchall() == [(1,)]
+            finally:
+                stack.down()
+                shutil.rmtree(folder.parent)
 
     def test_progress_tells_every_start_and_how_long_it_took(self) -> None:
         with throwaway_home() as home:

