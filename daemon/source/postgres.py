@@ -103,7 +103,7 @@ class PostgresReader:
             table: `schema.table`.
         """
         async with self._connection() as connection:
-            return await read_schema(connection, table)
+            return await read_schema(connection, table, self._source.publication_name)
 
     async def reread(
         self, table: TableSchema, keys: Sequence[tuple[str, ...]], columns: Sequence[str]

@@ -46,6 +46,8 @@ class TableSchema:
         key: the primary key's columns in the index's order, which is also that of Debezium's keys.
         partitioned: whether the rows are in partitions.
         partitions: (oid, filenode) of each leaf.
+        publication: oids of the publication and of what makes the table its member; empty: not published. Others
+            mean that changes may be lost: while a publication is missing, PostgreSQL 18 only logs a warning.
     """
 
     schema: str
@@ -56,6 +58,7 @@ class TableSchema:
     key: tuple[str, ...]
     partitioned: bool
     partitions: tuple[tuple[int, int], ...]
+    publication: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -143,7 +146,11 @@ SELECT c.oid, pg_relation_filenode(c.oid), c.relkind = 'p',
              WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place),
        ARRAY(SELECT t.relid::oid::int8 FROM pg_partition_tree(c.oid) t WHERE t.isleaf AND t.relid <> c.oid ORDER BY 1),
        ARRAY(SELECT pg_relation_filenode(t.relid)::int8 FROM pg_partition_tree(c.oid) t
-             WHERE t.isleaf AND t.relid <> c.oid ORDER BY t.relid::oid::int8)
+             WHERE t.isleaf AND t.relid <> c.oid ORDER BY t.relid::oid::int8),
+       ARRAY(SELECT unnest(ARRAY[p.oid, coalesce(r.oid, s.oid, 0)]::int8[]) FROM pg_publication p
+             LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+             LEFT JOIN pg_publication_namespace s ON s.pnpubid = p.oid AND s.pnnspid = n.oid
+             WHERE p.pubname = %s AND (p.puballtables OR r.oid IS NOT NULL OR s.oid IS NOT NULL))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
 """
@@ -169,17 +176,17 @@ WHERE b.typtype <> 'd' ORDER BY b.attnum
 """
 
 
-async def read_schema(connection: "AsyncConnection[Any]", table: str) -> TableSchema:
+async def read_schema(connection: "AsyncConnection[Any]", table: str, publication: str) -> TableSchema:
     """The schema of `schema.table`.
 
     Raises:
         StopPipeline: there is no such table.
     """
     schema, _, name = table.partition(".")
-    row = await (await connection.execute(_TABLE, [schema, name])).fetchone()
+    row = await (await connection.execute(_TABLE, [publication, schema, name])).fetchone()
     if row is None:
         raise StopPipeline(f"table {table!r} does not exist; correct `table` of the pipeline, or create it")
-    oid, filenode, partitioned, key, leaves, filenodes = row
+    oid, filenode, partitioned, key, leaves, filenodes, published = row
     columns = await (await connection.execute(_COLUMNS, [oid])).fetchall()
     return TableSchema(
         schema=schema,
@@ -190,6 +197,7 @@ async def read_schema(connection: "AsyncConnection[Any]", table: str) -> TableSc
         key=tuple(key),
         partitioned=partitioned,
         partitions=tuple(zip(leaves, filenodes, strict=True)),
+        publication=tuple(published),
     )
 
 
