@@ -16,7 +16,7 @@ from deploy.local.servers.base import Command, NotReady, Server, Site, package_f
 DATABASE = "livevec"
 # The server refuses to run as root, so root lends it the uid that the kernel reserves for nobody.
 NOBODY = 65_534
-# Where root keeps what NOBODY must reach when the home or the environment is closed to others (/root).
+# Where root keeps what NOBODY must reach when the home or the environment is closed to others (a 0700 folder).
 SHARED = Path("/var/lib/livevec")
 ABANDONED_AFTER_S = 7 * 86_400.0
 SETTINGS = {
