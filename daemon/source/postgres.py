@@ -33,7 +33,9 @@ __all__ = [
 Connection = AsyncConnection[Any]
 CONNECTIONS_MAX = 2
 _XID_MODULUS = 1 << 32
-_SAMPLE_ROWS_PER_RANGE = 100
+_SAMPLE_ROWS_PER_RANGE = 1_000
+_SAMPLED_FROM_ROWS = 100_000
+"""Smaller tables are read whole: a sample takes whole pages, and few of them cut unevenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,8 @@ class PostgresReader:
         A part is what `chunk` reads between one as `after` and the next as `until`; the last has no end.
         """
         estimate = await self.count_estimate(table)
-        percent = 100.0 if estimate == 0 else min(100.0, 100.0 * parts * _SAMPLE_ROWS_PER_RANGE / estimate)
+        sampled = estimate if estimate < _SAMPLED_FROM_ROWS else parts * _SAMPLE_ROWS_PER_RANGE
+        percent = min(100.0, 100.0 * sampled / max(estimate, 1)) or 100.0
         codecs = [table.codec(name) for name in table.key]
         query = sql.SQL(
             "SELECT {shown} FROM (SELECT DISTINCT ON (part) * FROM (SELECT {key}, ntile(%s) OVER (ORDER BY {key})"
@@ -292,7 +295,7 @@ class PostgresReader:
         settings = {
             **SESSION,
             "statement_timeout": str(timeout_ms),
-            "lock_timeout": str(timeout_ms),
+            "lock_timeout": str(timeout_ms // 2),
             "idle_in_transaction_session_timeout": str(2 * timeout_ms),
             # Rows that a policy hides would look deleted: an error instead.
             "row_security": "off",

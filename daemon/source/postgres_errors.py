@@ -21,8 +21,6 @@ _RETRIED_CLASSES = {
     "72": _BUSY_S,  # snapshot too old
 }
 _REMEDIES = {
-    "28": "correct user and password in the source's dsn, or pg_hba.conf",
-    "3D": "correct the database in the source's dsn",
     "3F": "correct `table` of the pipeline",
     "42501": "grant the role SELECT on the table, and BYPASSRLS where row security hides rows from it",
     "42P01": "bring the table back, or correct `table` of the pipeline",
@@ -41,7 +39,7 @@ def failure(error: psycopg.Error, what: str) -> FailureClass:
     """
     state = error.sqlstate or ""
     if not state:
-        # libpq found no server, or lost it: there is no SQLSTATE then.
+        # No SQLSTATE: libpq found no server, lost it, or was turned away (a wrong password, a missing database).
         return RetryLater(f"{what}: PostgreSQL cannot be reached: {_one_line(str(error))}", _AWAY_S)
     if state[:2] in _RETRIED_CLASSES:
         return RetryLater(f"{what}: {_message(error)} ({state})", _RETRIED_CLASSES[state[:2]])
