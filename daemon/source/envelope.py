@@ -31,13 +31,22 @@ class EnvelopeDecoder:
         key_columns: primary key, in the order that document ids use.
         columns: columns that the pipeline needs of a row.
         widen: see `Widen`.
+        normalise: makes a row's values equal to those of the same row read from the source; None: they are.
     """
 
-    def __init__(self, table: str, key_columns: Sequence[str], columns: Sequence[str], widen: Widen) -> None:
+    def __init__(
+        self,
+        table: str,
+        key_columns: Sequence[str],
+        columns: Sequence[str],
+        widen: Widen,
+        normalise: Callable[[Row], Row] | None = None,
+    ) -> None:
         self._table = table
         self._key_columns = tuple(key_columns)
         self._columns = tuple(columns)
         self._widen = widen
+        self._normalise = normalise
 
     def decode(self, record: Record) -> Change | None:
         """The change of one record; None if it changes no row (a tombstone, a logical message).
@@ -80,7 +89,7 @@ class EnvelopeDecoder:
         row = self._row(envelope.get("after"))
         if version is None or any(_unavailable(row[column]) for column in self._columns):
             return change(Operation.REREAD)
-        return change(Operation.UPSERT, row)
+        return change(Operation.UPSERT, self._normalise(row) if self._normalise else row)
 
     def _key(self, record: Record) -> tuple[str, ...]:
         if record.key is None:
