@@ -26,6 +26,12 @@ def config_path(context: typer.Context) -> Path:
     return invocation.config or Path(os.environ.get("LIVEVEC_CONFIG") or "daemon.toml")
 
 
+def is_given(context: typer.Context) -> bool:
+    """Whether the configuration was named, by --config or $LIVEVEC_CONFIG: then it must exist."""
+    invocation: Invocation = context.obj
+    return invocation.config is not None or bool(os.environ.get("LIVEVEC_CONFIG"))
+
+
 def loaded(context: typer.Context) -> "Config":
     """The configuration as it is written."""
     from daemon import config

@@ -1,5 +1,6 @@
 """What a running daemon tells over HTTP."""
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,13 @@ class DaemonHttp:
     def close(self) -> None:
         self._client.close()
 
+    def ready(self) -> bool | None:
+        """Whether the daemon is ready; None where none answers."""
+        try:
+            return bool(self.status()["ready"])
+        except httpx.HTTPError:
+            return None
+
     def status(self) -> dict[str, Any]:
         """See telemetry.http: ready, assigned, parts, stopped_pipelines, samples."""
         content: dict[str, Any] = self._get("/status.json").json()
@@ -43,6 +51,10 @@ class DaemonHttp:
         """Freshness of the changes embedded since sample number `after`."""
         content = self._get(f"/samples.json?after={after}").json()
         return Samples(content["count"], content["samples"])
+
+    def follow(self, after: int, size: int) -> "Follower":
+        """Samples from number `after` on, at most `size` of the latest."""
+        return Follower(self, after, size)
 
     def gauges(self, name: str) -> dict[str, float]:
         """Values of a metric by the value of its only label."""
@@ -59,3 +71,23 @@ class DaemonHttp:
         if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
             reply.raise_for_status()
         return reply
+
+
+class Follower:
+    """Fetches only what is new.
+
+    Attributes:
+        samples: the latest, oldest first.
+    """
+
+    def __init__(self, http: DaemonHttp, after: int, size: int) -> None:
+        self._http = http
+        self._after = after
+        self.samples: deque[dict[str, Any]] = deque(maxlen=size)
+
+    def fetch(self) -> list[dict[str, Any]]:
+        """What came since the last call; it is in `samples` too."""
+        found = self._http.samples(self._after)
+        self._after = found.count
+        self.samples.extend(found.latest)
+        return found.latest

@@ -35,7 +35,11 @@ def up(
     stack = local_stack(context)
     ours = not is_up(stack)
     with console.Steps() as steps:
-        addresses = stack.up(reporter(steps), detach=detach)
+        if ours:
+            addresses = stack.up(reporter(steps), detach=detach)
+        else:
+            with steps.step("stack", "was up already"):
+                addresses = stack.up(detach=detach)
     show(addresses, as_json)
     if detach:
         return
@@ -69,8 +73,7 @@ def local_stack(context: typer.Context) -> "Stack":
     from deploy.local.stack import Stack, default_home
 
     path = given.config_path(context)
-    invocation: given.Invocation = context.obj
-    ports = config.load(path).local.ports if invocation.config is not None or path.is_file() else {}
+    ports = config.load(path).local.ports if given.is_given(context) or path.is_file() else {}
     return Stack(default_home(), ports)
 
 
