@@ -27,6 +27,7 @@ from daemon.source.envelope import EnvelopeDecoder, key_text
 from daemon.source.events import EventDecoder
 from daemon.source.postgres import PostgresReader, TableSchema
 from daemon.source.record import Record
+from daemon.source.table_watch import TableWatch
 from daemon.telemetry.metrics import Metrics
 
 _REREAD_TOKENS = 32
@@ -86,8 +87,10 @@ class Mirror:
         dispatcher: Dispatcher,
         target_s: float,
         metrics: Metrics,
+        watch: TableWatch | None,
     ) -> None:
         self.pipeline = pipeline
+        self.watch = watch
         self.writer = writer
         self.projector = projector
         self.dispatcher = dispatcher
@@ -146,6 +149,7 @@ async def assemble(
     builder = DocumentBuilder(pipeline.text, fields, version.space(), pipeline.text_bytes_max)
     decoder: EnvelopeDecoder | EventDecoder
     rows: TableRows | None = None
+    watch: TableWatch | None = None
     if isinstance(source, PostgresSource):
         reader = parts.readers[source.name]
         table = await parts.patience.call("source", lambda: reader.schema(pipeline.table))
@@ -154,6 +158,7 @@ async def assemble(
             pipeline.table, table.key, builder.columns, parts.anchors[source.name].widen
         )
         rows = TableRows(reader, table, builder.columns, source.reread_rows_max)
+        watch = TableWatch(parts.redis, reader, pipeline.name, table, builder.columns)
     else:
         decoder = EventDecoder(config.topic(pipeline), builder.columns)
     layout = await parts.patience.call("redis", lambda: schema.ensure(parts.redis, pipeline, parts.space))
@@ -180,7 +185,7 @@ async def assemble(
         projector, policy(config.batching), config.batching.batch_max, metrics, on_change, on_failure
     )
     target_s = config.batching.target_ms / 1000
-    return Mirror(pipeline, decoder, builder, writer, projector, dispatcher, target_s, parts.metrics)
+    return Mirror(pipeline, decoder, builder, writer, projector, dispatcher, target_s, parts.metrics, watch)
 
 
 def policy(settings: BatchingSettings) -> Policy:

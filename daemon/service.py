@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from daemon.config import Config, PostgresSource
 from daemon.core.change import Outcome
 from daemon.core.progress import PartitionProgress, Receipt
 from daemon.embedding.factory import make_embedder
-from daemon.errors import FailureClass, RejectRow, RetryLater, StopPipeline
+from daemon.errors import RejectRow, RetryLater, StopPipeline
 from daemon.index import schema
 from daemon.index.connection import connect
 from daemon.index.positions import Positions, Verdict
@@ -34,6 +34,7 @@ from daemon.telemetry.metrics import Metrics
 _HEARTBEAT_TOPIC = "__debezium-heartbeat."
 _ANCHOR_INTERVAL_S = 3600.0
 _HOUSEKEEPING_INTERVAL_S = 5.0
+_TABLE_WATCH_INTERVAL_S = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -133,10 +134,11 @@ class Service:
         self._reader = reader
         reader.start()
         log.info("started", pipelines=[pipeline.name for pipeline in self._config.pipelines])
-        async with _background(
+        async with self._background(
             self._every(self._config.kafka.commit_interval_ms / 1000, self._commit),
             self._every(_HOUSEKEEPING_INTERVAL_S, self._keep_house),
             self._every(_ANCHOR_INTERVAL_S, self._anchor),
+            self._every(_TABLE_WATCH_INTERVAL_S, self._watch_tables, at_once=True),
         ):
             await self._stop.wait()
             log.info("stopping", waiting=sum(m.dispatcher.queue.changes for m in self._all_mirrors()))
@@ -383,22 +385,38 @@ class Service:
         for name, anchors in self._anchors.items():
             await anchors.add(self._readers[name])
 
-    async def _every(self, interval_s: float, work: Any) -> None:
+    async def _watch_tables(self) -> None:
+        """A change of a table that never reached the log calls for a repair; one that does not fit stops."""
+        for mirror in self._all_mirrors():
+            if mirror.watch is None or mirror.dispatcher.stopped is not None:
+                continue
+            try:
+                for difference in await mirror.watch.differences():
+                    log.error(difference, pipeline=mirror.pipeline.name, remedy="livevec verify --repair")
+                    await mirror.writer.mark_for_reconcile(difference)
+            except StopPipeline as error:
+                mirror.dispatcher.stop(error)
+                self._ended(error)
+
+    async def _every(self, interval_s: float, work: Any, at_once: bool = False) -> None:
         """Do something again and again; a part that is away only postpones it."""
+        pause_s = 0.0 if at_once else interval_s
         while True:
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(pause_s)
+            pause_s = interval_s
             self.health.alive_at_s = time.monotonic()
             try:
                 await work()
             except RetryLater as error:
                 self.health.down("housekeeping", error)
-            except FailureClass as error:
-                self._ended(error)
             else:
                 self.health.up("housekeeping")
 
     def _show_progress(self) -> None:
-        self.metrics.lag.set(sum(progress.pending for progress in self._assignment.progress.values()))
+        parts = self._assignment.progress.values()
+        self.metrics.lag.set(sum(progress.pending for progress in parts))
+        oldest_s = min((progress.oldest_s for progress in parts if progress.oldest_s), default=None)
+        self.metrics.oldest.set(max(0.0, time.time() - oldest_s) if oldest_s else 0.0)
         for source in self._config.sources:
             fresh = [
                 progress.fresh_through_s
@@ -413,16 +431,23 @@ class Service:
         self._rejections.add(task)
         task.add_done_callback(self._rejections.discard)
 
+    @contextlib.asynccontextmanager
+    async def _background(self, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Run these meanwhile; one that fails ends the process."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._ended(error)
+
+        tasks = [asyncio.ensure_future(one) for one in work]
+        for task in tasks:
+            task.add_done_callback(ended)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     def _all_mirrors(self) -> list[Mirror]:
         return [mirror for mirrors in self._mirrors.values() for mirror in mirrors]
-
-
-@contextlib.asynccontextmanager
-async def _background(*work: Coroutine[Any, Any, None]) -> Any:
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

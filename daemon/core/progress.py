@@ -44,6 +44,11 @@ class PartitionProgress:
             self.fresh_through_s = max(self.fresh_through_s, now_s)
 
     @property
+    def oldest_s(self) -> float:
+        """Commit time of the first unacknowledged change; 0.0 if there is none, or it is not known."""
+        return self._pending[0][1] if self._pending else 0.0
+
+    @property
     def pending(self) -> int:
         """Records from the first unacknowledged one on."""
         return len(self._pending)

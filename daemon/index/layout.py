@@ -6,6 +6,7 @@
     lv:<pipeline>:<version>:floor:{<pipeline>.<bucket>}              floor of one bucket
     lv:<pipeline>:versions                                index versions and their settings
     lv:<pipeline>:reconcile                               why a reconcile is due
+    lv:<pipeline>:table                                   what the table was when last looked at
     lv:source:<source>:anchors                            xids in 64 bits beside WAL positions
     lv:positions:<group>:{<tag>}                          how far the log is applied, per shard
 
@@ -96,6 +97,10 @@ def versions_key(pipeline: str) -> str:
 
 def reconcile_key(pipeline: str) -> str:
     return f"lv:{pipeline}:reconcile"
+
+
+def tables_key(pipeline: str) -> str:
+    return f"lv:{pipeline}:table"
 
 
 def anchors_key(source: str) -> str:

@@ -139,8 +139,11 @@ class Metrics:
             ["pipeline"],
             registry=registry,
         )
-        self.marker_age = Gauge(
-            "livevec_oldest_unacknowledged_seconds", "Age of the oldest change in work.", registry=registry
+        self.oldest = Gauge(
+            "livevec_oldest_unacknowledged_seconds",
+            "Age of the oldest change that is read and not acknowledged; keep it far below half of "
+            "redis.delete_marker_ttl_s.",
+            registry=registry,
         )
         self.samples = SampleRing()
 
