@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from daemon.config import KafkaSettings
 from daemon.core.queue import Item
 from daemon.errors import RejectRow, RetryLater, StopProcess
-from daemon.source.kafka import consumer_settings
+from daemon.source.kafka import LibrdkafkaLog, consumer_settings
 from daemon.source.record import Record
 
 
@@ -64,7 +64,9 @@ class DeadLetterProducer:
             for name, value in consumer_settings(settings).items()
             if name in settings.client or name == "bootstrap.servers"
         }
-        self._producer = Producer({**connection, "enable.idempotence": True, "linger.ms": 0})
+        self._producer = Producer(
+            {**connection, "enable.idempotence": True, "linger.ms": 0}, logger=LibrdkafkaLog()
+        )
         self._poller: asyncio.Task[None] | None = None
         self._waiting = 0
 

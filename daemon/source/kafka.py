@@ -75,7 +75,7 @@ class KafkaReader:
         self._topics = list(topics)
         self._listener = listener
         self._loop = loop
-        self._consumer = Consumer(consumer_settings(settings), logger=_LibrdkafkaLog())
+        self._consumer = Consumer(consumer_settings(settings), logger=LibrdkafkaLog())
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._paused: frozenset[str] = frozenset()
@@ -177,14 +177,20 @@ class KafkaReader:
                 log.warning("commit_failed", error=str(error))
 
     def _seek(self, offsets: Mapping[Partition, int | None]) -> None:
-        for partition, offset in offsets.items():
-            if partition in self._assignment:
-                try:
-                    self._consumer.seek(TopicPartition(*partition, _offset(offset)))
-                except KafkaException as error:
-                    raise StopProcess(
-                        f"cannot seek {partition[0]} ({error}); start the daemon again"
-                    ) from error
+        """Assigned anew instead of seek(): that is refused while a partition's fetcher is being reset."""
+        owned = {partition: offset for partition, offset in offsets.items() if partition in self._assignment}
+        if not owned:
+            return
+        try:
+            self._consumer.incremental_unassign([TopicPartition(*partition) for partition in owned])
+            self._consumer.incremental_assign(
+                [TopicPartition(*p, _offset(offset)) for p, offset in owned.items()]
+            )
+        except KafkaException as error:
+            raise StopProcess(
+                f"cannot read {sorted(owned)} again ({error}); start the daemon again"
+            ) from error
+        self._pause(self._paused)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         names = [(p.topic, p.partition) for p in partitions]
@@ -256,7 +262,7 @@ def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:
     }
 
 
-class _LibrdkafkaLog:
+class LibrdkafkaLog:
     """librdkafka's own log lines, as structlog events."""
 
     def log(self, level: int, message: str, *args: object) -> None:
