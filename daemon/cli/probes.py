@@ -1,7 +1,6 @@
 """Looks at every part of a running livevec: all at once, each within seconds, whatever state it is in."""
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ from connectors.connect import KafkaConnect
 from connectors.connect import Status as ConnectorStatus
 from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.cli.daemon_http import DaemonHttp
+from daemon.cli.librdkafka import quiet_log
 from daemon.cli.probe_result import Findings, Freshness, IndexState, Part, PartitionLag, Report, SlotState
 from daemon.config import Config, Pipeline, PostgresSource
 from daemon.embedding.factory import make_embedder
@@ -99,10 +99,7 @@ def _in_thread(work: Callable[[], Findings]) -> Awaitable[Findings]:
 
 
 def _kafka(config: Config) -> Findings:
-    quiet = logging.getLogger("livevec.librdkafka")
-    quiet.propagate = False
-    quiet.addHandler(logging.NullHandler())
-    consumer = Consumer(consumer_settings(config.kafka), logger=quiet)
+    consumer = Consumer(consumer_settings(config.kafka), logger=quiet_log())
     try:
         known = consumer.list_topics(timeout=_CALL_TIMEOUT_S).topics
         topics = sorted({config.topic(pipeline) for pipeline in config.pipelines})

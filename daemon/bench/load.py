@@ -1,0 +1,87 @@
+"""The load of a measurement: real texts of a given length, inserted one commit at a time at a steady rate."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import psycopg
+
+from daemon.errors import LivevecError
+
+_TOKENS_PER_WORD = 1.3
+"""Of English glosses with a BERT word-piece vocabulary."""
+_SPECIAL_TOKENS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRow:
+    """One row to insert."""
+
+    id: int
+    text: str
+
+
+def rows_of(sentences: Iterable[str], tokens: int, count: int) -> list[LoadRow]:
+    """So many rows of about so many tokens each, cut from sentences joined in their order; all texts differ.
+
+    Raises:
+        ValueError: there are no sentences.
+    """
+    words_wanted = max(1, round((tokens - _SPECIAL_TOKENS) / _TOKENS_PER_WORD))
+    words = _words(sentences)
+    rows: list[LoadRow] = []
+    seen: set[str] = set()
+    while len(rows) < count:
+        text = " ".join(next(words) for _ in range(words_wanted))
+        if text in seen:
+            # Short texts repeat themselves, and an embedder's caller may embed equal ones once.
+            text = f"{text} {len(rows)}"
+        seen.add(text)
+        rows.append(LoadRow(len(rows) + 1, text))
+    return rows
+
+
+def _words(sentences: Iterable[str]) -> Iterator[str]:
+    known = [word for sentence in sentences for word in sentence.split()]
+    if not known:
+        raise ValueError("no sentences")
+    return cycle(known)
+
+
+class Table:
+    """A table of texts.
+
+    Args:
+        connection: in autocommit mode, so that each insert is its own commit.
+        name: `schema.table`.
+    """
+
+    def __init__(self, connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> None:
+        self._connection = connection
+        self.name = name
+
+    def create(self) -> None:
+        self.drop()
+        self._connection.execute(f"CREATE TABLE {self.name} (id bigint PRIMARY KEY, body text)".encode())
+
+    def drop(self) -> None:
+        self._connection.execute(f"DROP TABLE IF EXISTS {self.name}".encode())
+
+    def insert(self, rows: Sequence[LoadRow], rate: float, on_insert: Callable[[int], None]) -> None:
+        """Insert at a steady rate: each at its own time, whatever the one before took.
+
+        Raises:
+            LivevecError: PostgreSQL refuses.
+        """
+        statement = f"INSERT INTO {self.name} VALUES (%s, %s)".encode()
+        began_s = time.monotonic()
+        try:
+            for number, row in enumerate(rows):
+                wait_s = began_s + number / rate - time.monotonic()
+                if wait_s > 0:
+                    time.sleep(wait_s)
+                self._connection.execute(statement, (row.id, row.text))
+                on_insert(number + 1)
+        except psycopg.Error as error:
+            raise LivevecError(f"PostgreSQL refused an insert ({error}); see `livevec status`") from error
