@@ -1,6 +1,7 @@
 """Kafka Connect's REST interface, as far as one connector needs it."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from daemon.errors import ConnectorError
 _POLL_S = 0.1
 _CONFLICT_POLL_S = 0.2
 _CAUSE_CHARS_MAX = 400
+_OFFSET = re.compile(r"PostgresOffsetContext \[.*\]")
+"""A page of internals in the middle of Debezium's messages."""
 
 
 class Applied(StrEnum):
@@ -120,9 +123,15 @@ class KafkaConnect:
     def pause(self, name: str) -> None:
         """Stop reading, keeping the connection to the database; the slot holds back the log meanwhile."""
         self._call("PUT", f"/connectors/{quote(name, safe='')}/pause")
+        self._until(
+            lambda: self._state(name) == "PAUSED", self._timeout_s, f"connector {name!r} does not pause"
+        )
 
     def resume(self, name: str) -> None:
+        """Go on after `pause` or `forget_offsets`."""
         self._call("PUT", f"/connectors/{quote(name, safe='')}/resume")
+        late = f"connector {name!r} does not resume"
+        self._until(lambda: self._state(name) not in ("PAUSED", "STOPPED"), self._timeout_s, late)
 
     def restart(self, name: str, only_failed: bool = True) -> None:
         """Restart the connector and its task; `only_failed`: what runs goes on."""
@@ -189,6 +198,10 @@ class KafkaConnect:
     def _stop(self, name: str, deadline_s: float) -> None:
         self._call("PUT", f"/connectors/{quote(name, safe='')}/stop")
         self._until(lambda: self._has_stopped(name), deadline_s, f"connector {name!r} does not stop")
+
+    def _state(self, name: str) -> str | None:
+        status = self.status(name)
+        return None if status is None else status.state
 
     def _has_stopped(self, name: str) -> bool:
         status = self.status(name)
@@ -277,4 +290,5 @@ def _cause(trace: str) -> str:
     lines = [line.strip().removeprefix("Caused by: ") for line in trace.splitlines()]
     causes = [line for line in lines if line and not line.startswith(("at ", "..."))]
     shown = [cause.partition(":")[0] if cause.startswith("java.") else cause for cause in causes]
-    return " | ".join(dict.fromkeys(cause[:_CAUSE_CHARS_MAX] for cause in shown))
+    plain = [_OFFSET.sub("the stored offset", cause)[:_CAUSE_CHARS_MAX] for cause in shown]
+    return " | ".join(dict.fromkeys(plain))

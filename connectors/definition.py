@@ -17,6 +17,7 @@ from daemon.errors import ConnectorError
 
 ERA_HEADER = "livevec.era"
 HEARTBEAT_TOPIC_PREFIX = "__debezium-heartbeat"
+MESSAGE_PREFIX = "livevec"
 RECORD_BYTES_MAX = 16 * 1024 * 1024
 """Largest record that the connector may send and that a topic made by livevec takes (Kafka's default: 1 MB)."""
 _QUEUE_BYTES_MAX = 64 * 1024 * 1024
@@ -65,6 +66,11 @@ def connector_user(source: PostgresSource) -> str:
 
 def heartbeat_topic(source: PostgresSource) -> str:
     return f"{HEARTBEAT_TOPIC_PREFIX}.{source.name}"
+
+
+def message_topic(source: PostgresSource) -> str:
+    """Where the messages arrive that prove how far the log was read: op `m`, `source.ts_us` is their commit."""
+    return f"{source.name}.message"
 
 
 def table_topic(source: PostgresSource, pipeline: Pipeline) -> str:
@@ -130,6 +136,10 @@ def _capture(source: PostgresSource, tables: Sequence[str]) -> dict[str, str]:
         "event.processing.failure.handling.mode": "fail",
         "errors.tolerance": "none",
         "heartbeat.interval.ms": str(source.heartbeat_interval_ms),
+        # S: Debezium's own heartbeat goes on while the log stands still, so it proves nothing. This message comes
+        # through the log: all that was committed before it has arrived. And it frees log that the slot would
+        # hold back for ever while only other tables are written.
+        "heartbeat.action.query": f"SELECT pg_logical_emit_message(true, '{MESSAGE_PREFIX}', '')",
         "status.update.interval.ms": "1000",
         # H: the defaults are 10 s each; a slot stays taken until PostgreSQL has noticed that its reader died.
         "errors.max.retries": "-1",

@@ -34,7 +34,7 @@ _RULES = (
         "offset.mismatch.strategy",
         ("trust_offset",),
         "no_validation",
-        "a slot that was dropped and made anew, or moved ahead, would go unnoticed and with it what it skipped",
+        "the slot and the stored offset are not compared, or one gives way to the other and changes are skipped",
     ),
     _Rule("skipped.operations", ("none",), "t", "operations are left out; the default drops TRUNCATE"),
     _Rule(
@@ -90,7 +90,7 @@ _RULES = (
 
 def check_definition(definition: Mapping[str, str]) -> list[Finding]:
     """Check a connector's configuration, ours or one deployed by someone else: one finding per rule."""
-    checks: tuple[Callable[[Mapping[str, str]], Finding], ...] = (_heartbeat, _transforms)
+    checks: tuple[Callable[[Mapping[str, str]], Finding], ...] = (_heartbeat, _message, _transforms)
     return [rule.check(definition) for rule in _RULES] + [check(definition) for check in checks]
 
 
@@ -101,8 +101,21 @@ def _heartbeat(definition: Mapping[str, str]) -> Finding:
         return passed(key, f"{key} is {value!r}")
     return failed(
         key,
-        f"{key} is {value!r}: freshness is not known while the tables are idle, and the slot holds back WAL",
+        f"{key} is {value!r}: freshness is not known while the tables are idle",
         f"set {key}=1000",
+    )
+
+
+def _message(definition: Mapping[str, str]) -> Finding:
+    key = "heartbeat.action.query"
+    value = definition.get(key, "")
+    if "pg_logical_emit_message(true" in value.replace(" ", "").lower():
+        return passed(key, f"{key} sends a message through the log")
+    return failed(
+        key,
+        f"{key} is {value!r}: Debezium's heartbeat alone goes on while the log stands still, and the slot holds back "
+        "log while only other tables are written",
+        f"set {key}=SELECT pg_logical_emit_message(true, 'livevec', '')",
     )
 
 

@@ -13,7 +13,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
     ResourceType,
 )
 
-from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, table_topic
+from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic, table_topic
 from connectors.finding import Finding, failed, passed
 from daemon.config import KafkaSettings, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
@@ -38,6 +38,7 @@ def topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSe
         for pipeline in pipelines
     ]
     found.append(Topic(heartbeat_topic(source), 1, "heartbeats"))
+    found.append(Topic(message_topic(source), 1, "messages that prove how far the log was read"))
     found += [
         Topic(f"{pipeline.name}{kafka.dead_letter_topic_suffix}", 1, f"dead letters of {pipeline.name}")
         for pipeline in pipelines

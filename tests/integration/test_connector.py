@@ -7,7 +7,7 @@ import pytest
 
 from connectors import slot
 from connectors.connect import Applied, KafkaConnect
-from connectors.definition import ERA_HEADER, RECORD_BYTES_MAX, heartbeat_topic
+from connectors.definition import ERA_HEADER, RECORD_BYTES_MAX, heartbeat_topic, message_topic
 from daemon.config import ConnectSettings
 from daemon.errors import ConnectorError
 from deploy.local.stack import Stack
@@ -156,11 +156,23 @@ def test_a_row_far_beyond_kafkas_default_limit_passes(captured: CapturedSource) 
     assert len(found.after["title"]) == size
 
 
-def test_heartbeats_come_while_the_tables_are_idle(captured: CapturedSource) -> None:
+def test_heartbeats_and_messages_through_the_log_come_while_the_tables_are_idle(
+    captured: CapturedSource,
+) -> None:
     captured.start()
-    topic = heartbeat_topic(captured.source)
-    first = wait_until(lambda: end_offset(captured.kafka, topic), 20)
-    wait_until(lambda: (end_offset(captured.kafka, topic) or 0) >= first + 3, 20)
+    for topic in (heartbeat_topic(captured.source), message_topic(captured.source)):
+        first = wait_until(lambda topic=topic: end_offset(captured.kafka, topic), 20)
+        wait_until(lambda topic=topic, first=first: (end_offset(captured.kafka, topic) or 0) >= first + 3, 20)
+
+
+def test_the_slot_holds_back_no_log_while_only_other_tables_are_written(captured: CapturedSource) -> None:
+    captured.start()
+    captured.execute("create table $S_other as select repeat('x', 1000) from generate_series(1, 5000)")
+    written = captured.execute("select (pg_current_wal_lsn() - '0/0')::int8")[0][0]
+    try:
+        wait_until(lambda: (slot.read(captured.source).confirmed_lsn or 0) >= written, 20)  # type: ignore[union-attr]
+    finally:
+        captured.execute("drop table $S_other")
 
 
 def test_a_change_reaches_kafka_at_once(captured: CapturedSource) -> None:

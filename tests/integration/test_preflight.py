@@ -302,12 +302,12 @@ def test_a_source_that_cannot_be_reached_is_one_finding(source: CapturedSource) 
 
 def test_missing_topics_are_found_and_created(source: CapturedSource) -> None:
     admin = AdminClient({"bootstrap.servers": source.kafka.bootstrap_servers})
-    names = [f"{source.name}.public.{source.name}_t", f"__debezium-heartbeat.{source.name}",
+    names = [f"{source.name}.public.{source.name}_t", f"__debezium-heartbeat.{source.name}", f"{source.name}.message",
              f"{source.name}-0.livevec.dead_letters"]  # fmt: skip
     for deleted in admin.delete_topics(names).values():
         deleted.result()
     wait_until(lambda: not set(names) & set(admin.list_topics(timeout=10).topics), 20)
-    assert [one.check for one in refused(source)] == ["topic"] * 3
+    assert [one.check for one in refused(source)] == ["topic"] * 4
     assert prepare(source.source, source.pipelines, source.kafka) == [
         f"created topic {name}" for name in names
     ]

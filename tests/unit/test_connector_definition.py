@@ -115,6 +115,7 @@ BROKEN = {
     "message.key.columns": "public.catalog:sku",
     "internal.log.position.check.enable": "false",
     "heartbeat.interval.ms": "0",
+    "heartbeat.action.query": "SELECT pg_logical_emit_message(false, 'x', '')",
 }
 
 
