@@ -100,9 +100,11 @@ def test_what_lies_beyond_the_token_limit_changes_nothing(encoder: Any) -> None:
     assert embeddings[0] @ embeddings[1] >= 0.9999
 
 
-@given(lengths=st.lists(st.integers(2, MAX_TOKENS), max_size=200))
-def test_runs_hold_every_row_once_within_their_limits(lengths: list[int], encoder_module: ModuleType) -> None:
-    runs = list(encoder_module.runs(lengths))
+@given(lengths=st.lists(st.integers(2, MAX_TOKENS), max_size=200), cores=st.integers(1, 8))
+def test_runs_hold_every_row_once_within_their_limits(
+    lengths: list[int], cores: int, encoder_module: ModuleType
+) -> None:
+    runs = list(encoder_module.runs(lengths, cores))
     assert sorted(row for rows in runs for row in rows) == list(range(len(lengths)))
     for rows in runs:
         used = [lengths[row] for row in rows]
@@ -110,9 +112,22 @@ def test_runs_hold_every_row_once_within_their_limits(lengths: list[int], encode
         assert len(used) * max(used) - sum(used) <= encoder_module.EMPTY_PLACES_MAX + max(used)
 
 
-def test_texts_of_one_length_share_full_runs(encoder_module: ModuleType) -> None:
-    sizes = [len(rows) for rows in encoder_module.runs([16] * 200)]
-    assert sizes == [64, 64, 64, 8]
+@pytest.mark.parametrize(
+    ("texts", "cores", "sizes"),
+    [
+        (1, 2, [1]),
+        (4, 2, [4]),
+        (14, 2, [7, 7]),
+        (64, 2, [32, 32]),
+        (70, 2, [18, 18, 18, 16]),
+        (64, 1, [32, 32]),
+        (12, 8, [4, 4, 4]),
+    ],
+)
+def test_texts_of_16_tokens_are_shared_evenly(
+    texts: int, cores: int, sizes: list[int], encoder_module: ModuleType
+) -> None:
+    assert [len(rows) for rows in encoder_module.runs([16] * texts, cores)] == sizes
 
 
 @given(count=st.integers(1, 5000))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from text_encoder import RUN_TOKENS_MAX, TextEncoder, Tokens
+from text_encoder import TextEncoder, Tokens
 
 
 class TritonPythonModel:
@@ -34,7 +34,7 @@ class TritonPythonModel:
                 _send(request, pb_utils.InferenceResponse([pb_utils.Tensor("EMBEDDING", part)]))
 
     def _groups(self, requests: list[Any]) -> Iterator[list[tuple[Any, list[Tokens]]]]:
-        """Requests that fit into one run of the graph together, with their tokens."""
+        """Requests that together are enough for all cores, with their tokens."""
         group: list[tuple[Any, list[Tokens]]] = []
         count = 0
         for request in requests:
@@ -44,7 +44,7 @@ class TritonPythonModel:
                 _send_error(request, error)
                 continue
             size = sum(map(len, tokens))
-            if group and count + size > RUN_TOKENS_MAX:
+            if group and count + size > self._encoder.parallel_tokens:
                 yield group
                 group, count = [], 0
             group.append((request, tokens))
