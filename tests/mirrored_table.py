@@ -213,6 +213,16 @@ class MirroredTable:
         finally:
             daemon.close()
 
+    def command(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `livevec` with this table's configuration to its end."""
+        command = [
+            str(Path(sys.executable).parent / "livevec"),
+            "--config",
+            str(self.config_path),
+            *arguments,
+        ]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
+
     def reconnect(self) -> None:
         """A new connection, if PostgreSQL answers."""
         self.db.close()

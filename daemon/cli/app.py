@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import bench, config, connector, demo, run, search, stack, status, verify
+from daemon.cli import bench, config, connector, demo, publish, run, search, stack, status, verify
 from daemon.cli.context import Invocation
 from daemon.errors import ConfigError, LivevecError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (run, stack, demo, search, status, verify):
+for group in (run, stack, demo, search, status, verify, publish):
     group.register(app)
 app.add_typer(connector.app, name="connector")
 app.add_typer(config.app, name="config")

@@ -46,12 +46,13 @@ class TableWatch:
         """
         table = await self._reader.schema(self._table.name)
         self._check_columns(table)
-        now = _facts(table)
+        facts = orjson.dumps(_facts(table))
         with translated():
             stored = await cast(Any, self._client).get(self._key)
-            await cast(Any, self._client).set(self._key, orjson.dumps(now))
-        before = orjson.loads(stored) if stored else now
-        return [name for name, value in orjson.loads(orjson.dumps(now)).items() if before.get(name) != value]
+            await cast(Any, self._client).set(self._key, facts)
+        # Both from JSON: a tuple is not equal to the list that it became.
+        now, before = orjson.loads(facts), orjson.loads(stored or facts)
+        return [name for name, value in now.items() if before.get(name) != value]
 
     def _check_columns(self, table: TableSchema) -> None:
         if table.key != self._table.key:

@@ -1,0 +1,57 @@
+"""`livevec publish`: write events to the topic of a pipeline."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from daemon.cli import context as given
+from daemon.cli.context import Json
+from daemon.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(publish)
+
+
+def publish(
+    context: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of a pipeline that reads an events source.")],
+    id_member: Annotated[str, typer.Option("--id", help="Member of each object that is its id.")] = "id",
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the ids instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the JSON objects on standard input, one a line, as events; each is searchable soon after."""
+    from daemon.bench.percentiles import percentiles_ms
+    from daemon.cli import console
+    from daemon.config import EventSource
+    from daemon.source import publisher
+
+    config = given.resolved(context)
+    settings = config.pipeline(pipeline)
+    if not isinstance(config.source(settings.source), EventSource):
+        raise ConfigError(f"pipeline {pipeline!r} mirrors a table: change the rows there, not the topic")
+    found = publisher.publish(config.kafka, config.topic(settings), _events(id_member, delete))
+    if as_json:
+        took = asdict(percentiles_ms(found.acknowledged_s))
+        console.print_json({"published": len(found.acknowledged_s), "acknowledged_ms": took})
+    else:
+        console.err.print(f"{len(found.acknowledged_s)} published")
+
+
+def _events(id_member: str, delete: bool) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    import orjson
+
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise ConfigError(f"line {number} is not JSON ({error})") from error
+        identifier = value.get(id_member) if isinstance(value, dict) else None
+        if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
+            raise ConfigError(f"line {number} has no text or number in {id_member!r}; name its id with --id")
+        yield str(identifier), None if delete else value
