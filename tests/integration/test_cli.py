@@ -218,7 +218,9 @@ def test_apply_makes_publication_and_topics_and_refuses_a_table_that_cannot_be_m
     bare.db.execute(f"alter table {bare.name} add primary key (id)")
     applied = livevec("connector", "apply", "--json", config=bare.config_path).json["sources"][0]
     assert applied["connector"] == "created"
-    assert any(bare.source.publication_name in line for line in applied["prepared"])
+    assert livevec("connector", "check", config=bare.config_path).status == 0
+    again = livevec("connector", "apply", "--json", config=bare.config_path).json["sources"][0]
+    assert (again["connector"], again["prepared"]) == ("unchanged", [])
 
 
 # ---- run, search, status
