@@ -6,20 +6,19 @@ reader's snapshot. Only a primary is read: a standby's snapshot does not say whi
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg import AsyncConnection, AsyncCursor, sql
+from psycopg import AsyncCursor, sql
 
 from daemon.config import PostgresSource
 from daemon.core.change import Row
 from daemon.core.version import Anchor, SnapshotVersion
 from daemon.errors import StopPipeline
-from daemon.source.postgres_errors import translated
+from daemon.source.postgres_pool import Pool, one_row, one_value
 from daemon.source.postgres_schema import ColumnInfo, TableSchema, read_schema
-from daemon.source.postgres_values import SESSION, Codec
+from daemon.source.postgres_values import Codec
 
 __all__ = [
     "BlockingTransaction",
@@ -30,8 +29,6 @@ __all__ = [
     "TableSchema",
 ]
 
-Connection = AsyncConnection[Any]
-CONNECTIONS_MAX = 2
 _XID_MODULUS = 1 << 32
 _SAMPLE_ROWS_PER_RANGE = 1_000
 _SAMPLED_FROM_ROWS = 100_000
@@ -81,7 +78,7 @@ class SourceIdentity:
 
 
 class PostgresReader:
-    """Reads one source over at most two connections, which are opened when needed and again after a loss.
+    """Reads one source over a pool of at most two connections.
 
     Every method raises RetryLater when PostgreSQL is away, starting or too slow, and StopPipeline when the table,
     its columns or the rights are not what they must be, or the server is a standby.
@@ -89,14 +86,11 @@ class PostgresReader:
 
     def __init__(self, source: PostgresSource) -> None:
         self._source = source
-        self._what = f"source {source.name!r}"
-        self._idle: list[Connection] = []
-        self._free = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._pool = Pool(source)
 
     async def close(self) -> None:
-        """Close the idle connections; those in use are closed by who uses them."""
-        while self._idle:
-            await self._idle.pop().close()
+        """Close the idle connections."""
+        await self._pool.close()
 
     async def schema(self, table: str) -> TableSchema:
         """The table as it is now.
@@ -104,7 +98,7 @@ class PostgresReader:
         Args:
             table: `schema.table`.
         """
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             return await read_schema(connection, table, self._source.publication_name)
 
     async def reread(
@@ -166,8 +160,8 @@ class PostgresReader:
 
     async def snapshot(self) -> SnapshotVersion:
         """What is visible now."""
-        async with self._connection() as connection:
-            return self._version(await _value(connection, "SELECT pg_current_snapshot()::text"))
+        async with self._pool.connection() as connection:
+            return self._version(await one_value(connection, "SELECT pg_current_snapshot()::text"))
 
     async def barrier(
         self, on_wait: Callable[[list[BlockingTransaction]], None], poll_s: float
@@ -178,9 +172,9 @@ class PostgresReader:
             on_wait: gets what is waited for, at each look.
             poll_s: time between two looks.
         """
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             # Its own transaction, which ends at once. xmin, not xmax: a change can be in the log with xid = xmax.
-            passed = int(await _value(connection, "SELECT pg_current_xact_id()::text"))
+            passed = int(await one_value(connection, "SELECT pg_current_xact_id()::text"))
         while True:
             version = await self.snapshot()
             if version.xmin > passed:
@@ -190,8 +184,8 @@ class PostgresReader:
 
     async def anchor(self) -> Anchor:
         """A moment at which the position in the log and the next xid are both known."""
-        async with self._connection() as connection:
-            lsn, xid = await _row(
+        async with self._pool.connection() as connection:
+            lsn, xid = await one_row(
                 connection,
                 "SELECT (pg_current_wal_lsn() - '0/0')::int8, pg_snapshot_xmax(pg_current_snapshot())::text::int8",
             )
@@ -199,29 +193,24 @@ class PostgresReader:
 
     async def identity(self) -> SourceIdentity:
         """Which database this is; answers for a standby too."""
-        with translated(self._what):
-            async with asyncio.timeout(self._source.timeout_s * 2):
-                connection = await self._open()
-                try:
-                    in_recovery = await _value(connection, "SELECT pg_is_in_recovery()")
-                    # A primary's control file shows the timeline only after its next checkpoint, its WAL at once.
-                    timeline = (
-                        "(SELECT timeline_id FROM pg_control_checkpoint())"
-                        if in_recovery
-                        else "('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
-                    )
-                    system, number = await _row(
-                        connection, f"SELECT system_identifier, {timeline} FROM pg_control_system()"
-                    )
-                finally:
-                    await connection.close()
+        async with self._pool.any_connection() as connection:
+            in_recovery = await one_value(connection, "SELECT pg_is_in_recovery()")
+            # A primary's control file shows the timeline only after its next checkpoint, its WAL at once.
+            timeline = (
+                "(SELECT timeline_id FROM pg_control_checkpoint())"
+                if in_recovery
+                else "('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+            )
+            system, number = await one_row(
+                connection, f"SELECT system_identifier, {timeline} FROM pg_control_system()"
+            )
         return SourceIdentity(system, number, in_recovery)
 
     async def count_estimate(self, table: TableSchema) -> int:
         """About how many rows there are, from the statistics, or from its size where none were taken yet."""
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             return int(
-                await _value(
+                await one_value(
                     connection,
                     "SELECT coalesce(sum(CASE WHEN c.reltuples < 0 THEN pg_relation_size(c.oid) / 100 ELSE c.reltuples"
                     " END), 0)::int8 FROM pg_class c WHERE (c.oid = %(oid)s AND c.relkind = 'r')"
@@ -248,63 +237,10 @@ class PostgresReader:
             last=sql.SQL(", ").join(sql.SQL("{} DESC").format(sql.Identifier(name)) for name in table.key),
             table=table.identifier,
         )
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             cursor = await connection.execute(query, [parts, percent])
             rows = _decoded(cursor, table, table.key, codecs)
         return [table.key_of(row) for row in rows[:-1]]
-
-    # ---- connections
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        """A connection of the pool; one that failed is closed, so that the next call opens another."""
-        async with self._free:
-            with translated(self._what):
-                connection: Connection | None = None
-                try:
-                    async with asyncio.timeout(self._source.timeout_s * 2):
-                        connection = self._idle.pop() if self._idle else await self._open_primary()
-                        yield connection
-                except BaseException:
-                    if connection is not None:
-                        await connection.close()
-                    raise
-                self._idle.append(connection)
-
-    async def _open_primary(self) -> Connection:
-        connection = await self._open()
-        if await _value(connection, "SELECT pg_is_in_recovery()"):
-            await connection.close()
-            raise StopPipeline(
-                f"{self._what}: the server is a standby, whose snapshots do not say which transactions are running; "
-                "let `dsn` name the primary (list all hosts and add target_session_attrs=read-write)"
-            )
-        return connection
-
-    async def _open(self) -> Connection:
-        timeout_ms = round(self._source.timeout_s * 1000)
-        connection = await AsyncConnection.connect(
-            self._source.dsn.get_secret_value(),
-            autocommit=True,
-            connect_timeout=max(2, round(self._source.timeout_s)),
-            tcp_user_timeout=timeout_ms,
-            application_name=f"livevec {self._source.name}",
-            # A plan made before an ALTER TABLE would be refused for ever after it.
-            prepare_threshold=None,
-        )
-        settings = {
-            **SESSION,
-            "statement_timeout": str(timeout_ms),
-            "lock_timeout": str(timeout_ms // 2),
-            "idle_in_transaction_session_timeout": str(2 * timeout_ms),
-            # Rows that a policy hides would look deleted: an error instead.
-            "row_security": "off",
-        }
-        calls = ", ".join(["set_config(%s, %s, false)"] * len(settings))
-        await connection.execute(
-            f"SELECT {calls}", [part for setting in settings.items() for part in setting]
-        )
-        return connection
 
     # ---- queries
 
@@ -330,7 +266,7 @@ class PostgresReader:
             tail,
         )
         read_at_s = time.time()
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             async with connection.pipeline():
                 await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 await connection.execute(
@@ -339,13 +275,13 @@ class PostgresReader:
                 snapshot = await connection.execute("SELECT pg_current_snapshot()::text")
                 cursor = await connection.execute(query, parameters)
                 await connection.execute("COMMIT")
-            row = await snapshot.fetchone()
-            assert row is not None
-            return SnapshotRows(self._version(row[0]), _decoded(cursor, table, names, codecs), read_at_s)
+            taken = await snapshot.fetchone()
+            assert taken is not None
+            return SnapshotRows(self._version(taken[0]), _decoded(cursor, table, names, codecs), read_at_s)
 
     async def _blocking(self, passed: int) -> list[BlockingTransaction]:
         """Transactions with an xid up to `passed`; a subtransaction's lock counts for its process."""
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             cursor = await connection.execute(
                 "SELECT DISTINCT ON (coalesce(l.pid::text, p.gid)) l.transactionid::text::int8, l.pid,"
                 " coalesce(a.usename, p.owner)::text, a.application_name, a.state,"
@@ -414,13 +350,3 @@ def _columns(names: Sequence[str]) -> sql.Composable:
 def _raw(text: str) -> sql.SQL:
     """SQL that was made here or read quoted from the catalog."""
     return sql.SQL(text)
-
-
-async def _row(connection: Connection, query: str, parameters: Mapping[str, object] | None = None) -> Any:
-    row = await (await connection.execute(query, parameters)).fetchone()
-    assert row is not None
-    return row
-
-
-async def _value(connection: Connection, query: str, parameters: Mapping[str, object] | None = None) -> Any:
-    return (await _row(connection, query, parameters))[0]

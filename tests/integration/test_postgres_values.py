@@ -286,7 +286,8 @@ async def test_a_key_that_only_its_type_holds_equal_is_another_document(
     try:
         captured.source.execute("insert into $S_equal values (1.00, 'a')")
         table = await reader.schema(f"public.{captured.source.name}_equal")
-        read = await reader.reread(table, [("1.0",), ("1.00",), ("1",)], ["title"])
+        assert (await reader.reread(table, [("1.0",), ("1",)], ["title"])).rows == ()
+        read = await reader.reread(table, [("1.00",), ("1",)], ["title"])
         assert [table.key_of(row) for row in read.rows] == [("1.00",)]
     finally:
         captured.source.execute("drop table $S_equal")
