@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
 from daemon.core.batching import Close, Deadline, Policy, Running
+from daemon.core.change import Outcome
 from daemon.core.queue import ChangeQueue, Item
 from daemon.errors import StopPipeline
 from daemon.pipeline import INVISIBLE_PAUSE_S, Projector
@@ -43,8 +44,8 @@ class Dispatcher:
         self._metrics = metrics
         self._on_change = on_change
         self._on_failure = on_failure
-        self._running: dict[asyncio.Task[None], Running] = {}
-        self._later = 0
+        self._running: dict[asyncio.Task[None], tuple[Running, Sequence[Item]]] = {}
+        self._waiting_for_rows = 0
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -65,9 +66,22 @@ class Dispatcher:
 
     def abandon(self) -> None:
         """Forget what waits and cancel what runs; its records were not acknowledged and will be read again."""
+        self._given_up(self.queue)
         self.queue = ChangeQueue()
         for task in self._running:
             task.cancel()
+        self._rest()
+
+    def _rest(self) -> None:
+        """Note when there is nothing left to do."""
+        if not (len(self.queue) or self._running or self._waiting_for_rows):
+            self._policy.idle(time.time())
+            self._idle.set()
+
+    def _given_up(self, items: Iterable[Item]) -> None:
+        for item in items:
+            if not item.settled:
+                self._metrics.outcomes[Outcome.ABANDONED].inc(len(item.receipts))
 
     def stop(self, error: StopPipeline) -> None:
         """Take nothing more from the queue; what waits is not acknowledged, and read again after a restart."""
@@ -82,7 +96,7 @@ class Dispatcher:
         while len(self.queue) and self.stopped is None:
             now_s = time.time()
             decision = self._policy.decide(
-                now_s, self.queue.waiting(self._batch_max), list(self._running.values())
+                now_s, self.queue.waiting(self._batch_max), [running for running, _ in self._running.values()]
             )
             if not isinstance(decision, Close):
                 if decision.until_s < float("inf"):
@@ -95,29 +109,35 @@ class Dispatcher:
     def _launch(self, items: Sequence[Item], now_s: float) -> None:
         self._metrics.batch.observe(len(items))
         task = asyncio.get_running_loop().create_task(self._run(items))
-        self._running[task] = Running(now_s, sum(item.waiting.tokens for item in items))
+        self._running[task] = Running(now_s, sum(item.waiting.tokens for item in items)), items
         task.add_done_callback(self._ended)
 
     async def _run(self, items: Sequence[Item]) -> None:
         processed = await self._projector.process(items)
         self._policy.observe(time.time(), processed.finished)
         if processed.later:
-            self._later += len(processed.later)
-            asyncio.get_running_loop().call_later(INVISIBLE_PAUSE_S, self._again, processed.later)
+            self._waiting_for_rows += 1
+            asyncio.get_running_loop().call_later(INVISIBLE_PAUSE_S, self._again, processed.later, self.queue)
 
-    def _again(self, items: Sequence[Item]) -> None:
-        self._later -= len(items)
-        self.put(items)
+    def _again(self, items: Sequence[Item], queue: ChangeQueue) -> None:
+        self._waiting_for_rows -= 1
+        if queue is self.queue:
+            self.put(items)
+        else:
+            self._given_up(items)
+            self._rest()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
-        if not task.cancelled() and (error := task.exception()) is not None:
+        _, items = self._running.pop(task)
+        if task.cancelled():
+            self._given_up(items)
+        elif (error := task.exception()) is not None:
+            self._given_up(items)
             if isinstance(error, StopPipeline):
                 self.stop(error)
             self._on_failure(error)
+        self._rest()
         self._pump()
-        if not (len(self.queue) or self._running or self._later):
-            self._idle.set()
         self._on_change()
 
     def _show(self) -> None:

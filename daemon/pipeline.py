@@ -330,6 +330,7 @@ class Projector:
         self._metrics.outcomes[outcome].inc()
         if len(item.receipts) > 1:
             self._metrics.outcomes[Outcome.COLLAPSED].inc(len(item.receipts) - 1)
+        item.settled = True
         for receipt in item.receipts:
             receipt.settle()
 

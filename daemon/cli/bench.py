@@ -67,7 +67,7 @@ def _show(report: "LatencyReport") -> None:
     from daemon.cli import console
 
     title = f"commit to searchable, {report.livevec_ms.count:,} rows at {report.rate:g}/s, ms"
-    table = console.table("", "p50", "p95", "p99", "max", title=title)
+    table = console.table("", "p50", "p95", "p99", "max")
     for name, found in (("livevec", report.livevec_ms), ("floor", report.floor_ms)):
         if found is not None:
             table.add_row(name, *(f"{value:.1f}" for value in (found.p50, found.p95, found.p99, found.max)))
@@ -75,4 +75,4 @@ def _show(report: "LatencyReport") -> None:
         table.add_row("ratio", f"{report.ratio.p50:.2f}", "", f"{report.ratio.p99:.2f}", "")
     for stage, part in report.stages_ms.items():
         table.add_row(f"  {stage}", *(f"{value:.1f}" for value in (part.p50, part.p95, part.p99)), "")
-    console.out.print(table)
+    console.out.print(console.titled(title, table))

@@ -11,7 +11,7 @@ from daemon.cli.context import Json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
+    from rich.console import Group
 
     from connectors.connect import KafkaConnect
     from connectors.finding import Finding
@@ -232,13 +232,13 @@ def _client(context: typer.Context, source: str) -> "KafkaConnect":
     return KafkaConnect(config.connect)
 
 
-def _findings_table(source: str, findings: "Sequence[Finding]") -> "Table":
+def _findings_table(source: str, findings: "Sequence[Finding]") -> "Group":
     from rich.text import Text
 
     from daemon.cli import console
 
-    table = console.table("", "check", "found", "what to do", title=f"source {source}")
+    table = console.table("", "check", "found", "what to do")
     for finding in findings:
         mark = console.OK if finding.ok else console.BAD
         table.add_row(mark, finding.check, Text(finding.message), Text(finding.remedy))
-    return table
+    return console.titled(f"source {source}", table)

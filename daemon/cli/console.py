@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID
 from rich.table import Table
 from rich.text import Text
@@ -38,12 +38,16 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    shown = Text(title, no_wrap=True, style="italic") if title else None
-    made = Table(title=shown, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def table(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, overflow="fold")
     return made
+
+
+def titled(title: str, below: Table) -> Group:
+    """A table's own title would be folded to the table's width."""
+    return Group(Text(title, style="italic"), below)
 
 
 def plain(value: object) -> Text:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import FrameType
 
-    from rich.table import Table
+    from rich.console import Group
 
     from daemon.cli.console import Steps
     from daemon.cli.demo_steps import FoundAgain
@@ -259,19 +259,18 @@ class _Demo:
         console.err.print(table)
 
 
-def _percentile_table(samples: "Collection[dict[str, Any]]", edits: int) -> "Table":
+def _percentile_table(samples: "Collection[dict[str, Any]]", edits: int) -> "Group":
     """Commit to searchable and its stages over the latest edits."""
     from daemon.bench.percentiles import STAGES, percentiles_ms
     from daemon.cli import console
 
-    table = console.table(
-        "ms", "p50", "p95", "p99", "max", title=f"{edits:,} edits; the latest {len(samples):,}"
-    )
+    title = f"{edits:,} edits; the latest {len(samples):,}"
+    table = console.table("ms", "p50", "p95", "p99", "max")
     for name, key in (("commit to searchable", "total"), *((f"  {stage}", stage) for stage in STAGES)):
         found = percentiles_ms([sample[key] for sample in samples])
         figures = (f"{value:.1f}" for value in (found.p50, found.p95, found.p99, found.max))
         table.add_row(name, *figures, style="bold" if key == "total" else None)
-    return table
+    return console.titled(title, table)
 
 
 def _configuration(context: typer.Context) -> Path:

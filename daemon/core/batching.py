@@ -69,6 +69,10 @@ class Policy(Protocol):
 
     def observe(self, now_s: float, finished: Finished) -> None: ...
 
+    def idle(self, now_s: float) -> None:
+        """Nothing waits and nothing runs."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -108,7 +112,10 @@ class Fixed:
         return Wait(linger_s)
 
     def observe(self, now_s: float, finished: Finished) -> None:
-        pass
+        """Nothing to learn."""
+
+    def idle(self, now_s: float) -> None:
+        """Nothing to forget."""
 
 
 class Aimd(Fixed):
@@ -116,9 +123,6 @@ class Aimd(Fixed):
 
     Growth is at least one: int() of 1.1 x n is n for every n below 10, and the limit would stick there.
     """
-
-    def __init__(self, limits: Limits, size: int) -> None:
-        super().__init__(limits, size)
 
     def observe(self, now_s: float, finished: Finished) -> None:
         if finished.latency_s > 0.100:
@@ -180,14 +184,15 @@ class Deadline:
 
     While a batch is being embedded, the next one collects: it is closed so that it reaches the embedder as the
     other leaves it, not earlier, because until then waiting costs nothing and makes the batch larger. A batch
-    never grows past the size at which the fixed cost of a request is a tenth of it: beyond, waiting only adds
-    latency. When even that cannot meet the deadline, the policy is `overloaded`: batches of that useful size
-    at least, oldest first, until the oldest is within the target again.
+    never grows past the size at which the fixed cost of a request is a small share of it: beyond, waiting only
+    adds latency. When the deadline cannot be met by a batch of some use, useful batches are taken, oldest
+    first; if there is more than one of them waiting, that is `overloaded`, until a second without a late batch.
     """
 
     _FIXED_SHARE = 0.08
     _LEAD_S = 0.002
     _USEFUL_TEXTS_MIN = 16
+    _CALM_S = 1.0
 
     def __init__(self, limits: Limits, target_s: float) -> None:
         self._limits = limits
@@ -195,21 +200,25 @@ class Deadline:
         self.overloaded = False
         self.cost = CostModel()
         self._rest_s = 0.003
+        self._late_at_s = 0.0
 
     def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision:
         if len(running) >= self._limits.in_flight_max:
             return Wait()
         slack_s = waiting[0].deadline_s - now_s - self._rest_s
-        tokens_useful = self._tokens_useful(waiting)
-        if self.overloaded:
-            self.overloaded = slack_s < self._target_s / 2
-        elif slack_s < self.cost.fixed_s:
+        useful = self._tokens_useful(waiting)
+        wanted = sum(item.tokens for item in waiting)
+        if wanted > useful and slack_s < self.cost.predict_s(useful):
             self.overloaded = True
+            self._late_at_s = now_s
+        affordable = (slack_s - self.cost.fixed_s) / self.cost.token_s
+        least = self._USEFUL_TEXTS_MIN * wanted / len(waiting)
+        tokens_max = min(useful, affordable) if affordable >= least else useful
+        count = self._limits.fitting(waiting, self._limits.batch_max, tokens_max)
         free_s = self._embedder_free_s(running)
-        count = self._limits.fitting(waiting, self._limits.batch_max, self._tokens(slack_s, tokens_useful))
         if not running or now_s >= free_s - self._LEAD_S:
             return Close(count)
-        full = count < len(waiting) or sum(item.tokens for item in waiting[:count]) >= tokens_useful
+        full = count < len(waiting) or wanted >= useful
         if full and len(running) < 2:
             return Close(count)
         return Wait(free_s - self._LEAD_S)
@@ -219,16 +228,19 @@ class Deadline:
             self.cost.observe(finished.tokens, finished.embed_s)
             rest_s = max(0.0, finished.total_s - finished.embed_s)
             self._rest_s += 0.1 * (min(rest_s, 0.05) - self._rest_s)
+        if finished.latency_s > self._target_s:
+            self._late_at_s = now_s
+        elif now_s - self._late_at_s > self._CALM_S:
+            self.overloaded = False
+
+    def idle(self, now_s: float) -> None:
+        if now_s - self._late_at_s > self._CALM_S:
+            self.overloaded = False
 
     def _tokens_useful(self, waiting: Sequence[Waiting]) -> float:
         """The size beyond which a larger batch hardly costs less per token."""
         mean = sum(item.tokens for item in waiting[:64]) / min(len(waiting), 64)
         return max(self.cost.fixed_s / self.cost.token_s / self._FIXED_SHARE, self._USEFUL_TEXTS_MIN * mean)
-
-    def _tokens(self, slack_s: float, tokens_useful: float) -> float:
-        if self.overloaded:
-            return tokens_useful
-        return min(tokens_useful, max(0.0, slack_s - self.cost.fixed_s) / self.cost.token_s)
 
     def _embedder_free_s(self, running: Sequence[Running]) -> float:
         """When the embedder is expected to have done all that is running: one after the other."""

@@ -30,6 +30,8 @@ class Outcome(StrEnum):
     DELETED = "deleted"
     TRUNCATED = "truncated"
     DEAD_LETTERED = "dead_lettered"
+    ABANDONED = "abandoned"
+    """Given up unacknowledged, to be read again: Redis went back in time, or the pipeline stopped."""
     IGNORED = "ignored"
     """Nothing to project: tombstones, heartbeats."""
 

@@ -24,6 +24,7 @@ class Item:
         record: the newest change's raw record, for a dead letter; opaque here.
         waiting: what the policy sees.
         received_at_s: when the newest was received, by the wall clock.
+        settled: whether its receipts were settled.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Item:
     waiting: Waiting
     size_bytes: int
     received_at_s: float = 0.0
+    settled: bool = False
 
 
 @dataclass(slots=True)

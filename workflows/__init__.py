@@ -1,0 +1,1 @@
+"""Temporal workflows (decide), activities (act, through daemon.pipeline), worker and schedules."""
