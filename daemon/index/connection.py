@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import redis.exceptions as errors
 from redis.asyncio import Redis
@@ -15,6 +16,25 @@ from daemon.errors import FailureClass, RejectRow, RetryLater, StopProcess
 Client = Redis | RedisCluster
 
 
+class _Cluster(RedisCluster):
+    """A cluster client that knows where the keys of FCALL are.
+
+    redis-py asks a node instead, in two round trips for each call that carry its arguments, vectors included.
+    """
+
+    async def initialize(self, *arguments: Any, **named: Any) -> Any:
+        await super().initialize(*arguments, **named)
+        commands = cast(Any, self.commands_parser).commands
+        commands["fcall"] = {
+            **commands["fcall"],
+            "flags": [],
+            "first_key_pos": 3,
+            "last_key_pos": 3,
+            "step_count": 1,
+        }
+        return self
+
+
 class FunctionsMissing(RetryLater):
     """The function library is not there (FLUSHALL, a restored dump): load it, then try again."""
 
@@ -23,7 +43,7 @@ def connect(settings: RedisSettings) -> Client:
     """A client that neither retries nor hides a lost connection: the pipeline decides what happens then."""
     url = settings.url.get_secret_value()
     if settings.cluster:
-        return RedisCluster.from_url(url, socket_timeout=settings.timeout_s, protocol=3)
+        return _Cluster.from_url(url, socket_timeout=settings.timeout_s, protocol=3)
     return Redis.from_url(
         url,
         socket_timeout=settings.timeout_s,
