@@ -23,7 +23,8 @@ from daemon.mirror import Mirror, Parts, assemble
 from daemon.patience import Patience
 from daemon.source.anchors import XidAnchors
 from daemon.source.dead_letters import DeadLetterProducer
-from daemon.source.envelope import heartbeat_time_s
+from daemon.source.envelope import message_time_s
+from daemon.source.identity import IdentityWatch
 from daemon.source.kafka import KafkaReader, Partition
 from daemon.source.postgres import PostgresReader
 from daemon.source.record import Record
@@ -31,10 +32,11 @@ from daemon.telemetry.health import Health
 from daemon.telemetry.http import TelemetryServer
 from daemon.telemetry.metrics import Metrics
 
-_HEARTBEAT_TOPIC = "__debezium-heartbeat."
+_MESSAGE_TOPIC_SUFFIX = ".message"
+"""Debezium names the topic of logical messages after the source."""
 _ANCHOR_INTERVAL_S = 3600.0
 _HOUSEKEEPING_INTERVAL_S = 5.0
-_TABLE_WATCH_INTERVAL_S = 60.0
+_SOURCE_WATCH_INTERVAL_S = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -97,6 +99,7 @@ class Service:
         space = await self._patience.call("embedder", self._embedder.start)
         self._readers: dict[str, PostgresReader] = {}
         self._anchors: dict[str, XidAnchors] = {}
+        self._identities: dict[str, IdentityWatch] = {}
         for source in config.sources:
             if isinstance(source, PostgresSource):
                 await self._start_source(source)
@@ -116,13 +119,15 @@ class Service:
         for pipeline in config.pipelines:
             mirror = await assemble(pipeline, self._parts, self._hold_or_release, self._ended)
             self._mirrors.setdefault(config.topic(pipeline), []).append(mirror)
-        topics = [*self._mirrors, *(_HEARTBEAT_TOPIC + name for name in self._readers)]
+        self._message_topics = {name + _MESSAGE_TOPIC_SUFFIX: name for name in self._readers}
+        topics = [*self._mirrors, *self._message_topics]
         return KafkaReader(config.kafka, topics, self, asyncio.get_running_loop())
 
     async def _start_source(self, source: PostgresSource) -> None:
         reader = PostgresReader(source)
         anchors = XidAnchors(self._redis, source.name)
         self._readers[source.name], self._anchors[source.name] = reader, anchors
+        self._identities[source.name] = IdentityWatch(self._redis, reader, source)
         known = await self._patience.call("redis", anchors.load)
         try:
             await anchors.add(reader)
@@ -138,7 +143,7 @@ class Service:
             self._every(self._config.kafka.commit_interval_ms / 1000, self._commit),
             self._every(_HOUSEKEEPING_INTERVAL_S, self._keep_house),
             self._every(_ANCHOR_INTERVAL_S, self._anchor),
-            self._every(_TABLE_WATCH_INTERVAL_S, self._watch_tables, at_once=True),
+            self._every(_SOURCE_WATCH_INTERVAL_S, self._watch_source, at_once=True),
         ):
             await self._stop.wait()
             log.info("stopping", waiting=sum(m.dispatcher.queue.changes for m in self._all_mirrors()))
@@ -161,8 +166,8 @@ class Service:
             progress = self._assignment.progress.get((record.topic, record.partition))
             if progress is None:
                 continue
-            if record.topic.startswith(_HEARTBEAT_TOPIC):
-                self._heartbeat(record, progress)
+            if record.topic in self._message_topics:
+                self._message(record, progress)
             else:
                 self._receive(record, progress, items)
         for mirror, batch in items.items():
@@ -201,22 +206,22 @@ class Service:
         self._rejections.add(task)
         task.add_done_callback(self._rejections.discard)
 
-    def _heartbeat(self, record: Record, progress: PartitionProgress) -> None:
-        """Debezium had nothing else before this time; true of us where all that was read is done."""
+    def _message(self, record: Record, progress: PartitionProgress) -> None:
+        """Every change committed before this time was sent before it; true of us where all that was read is done."""
         progress.read(record.offset)
         progress.done(record.offset)
         try:
-            beat_s = heartbeat_time_s(record)
+            sent_s = message_time_s(record)
         except RejectRow as error:
-            log.warning("heartbeat_unreadable", error=str(error), topic=record.topic)
+            log.warning("message_unreadable", error=str(error), topic=record.topic)
             return
-        source = record.topic.removeprefix(_HEARTBEAT_TOPIC)
-        if beat_s is not None:
+        source = self._message_topics[record.topic]
+        if sent_s is not None:
             for topic, mirrors in self._mirrors.items():
                 if mirrors[0].pipeline.source == source:
                     for partition, other in self._assignment.progress.items():
                         if partition[0] == topic:
-                            other.idle_at(beat_s)
+                            other.idle_at(sent_s)
 
     async def assigned(self, committed: Mapping[Partition, int | None]) -> Mapping[Partition, int | None]:
         partitions = list(committed)
@@ -385,8 +390,14 @@ class Service:
         for name, anchors in self._anchors.items():
             await anchors.add(self._readers[name])
 
-    async def _watch_tables(self) -> None:
-        """A change of a table that never reached the log calls for a repair; one that does not fit stops."""
+    async def _watch_source(self) -> None:
+        """A lost history stops the process; a change of a table that never reached the log calls for a repair."""
+        for source, identity in self._identities.items():
+            if await identity.check():
+                for mirror in self._all_mirrors():
+                    if mirror.pipeline.source == source:
+                        log.warning("era_began", source=source, remedy="livevec verify --repair")
+                        await mirror.writer.mark_for_reconcile("era_began")
         for mirror in self._all_mirrors():
             if mirror.watch is None or mirror.dispatcher.stopped is not None:
                 continue

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 from redis import Redis
 
 from connectors.connect import KafkaConnect
-from connectors.definition import render
+from connectors.definition import heartbeat_topic, message_topic, render
+from connectors.prepare import prepare
 from daemon.config import Config, PostgresSource, load
 from deploy.local.stack import Stack
 
@@ -136,12 +137,8 @@ class MirroredTable:
         self.redis = Redis.from_url(self.addresses.redis_url)
         self._daemons: list[DaemonProcess] = []
         self.db.execute(f"create table {self.name} ({ddl})")
-        self.db.execute(
-            f"create publication {source.publication_name} for table {self.name} "
-            "with (publish='insert,update,delete,truncate')"
-        )
         self.topic = self.config.topic(self.config.pipelines[0])
-        self._create_topics()
+        prepare(source, self.config.pipelines, self.config.kafka)
 
     def _toml(self, settings: str, pipeline: str) -> str:
         a = self.addresses
@@ -167,6 +164,7 @@ class MirroredTable:
             kind = "postgres"
             name = "{self.name}"
             dsn = "{a.postgres_dsn}"
+            topic_partitions = {self.partitions}
             [[pipelines]]
             name = "{self.name}"
             source = "{self.name}"
@@ -175,16 +173,6 @@ class MirroredTable:
             metadata = [{{ column = "category" }}, {{ column = "price", type = "numeric" }}]
             {pipeline}
         """
-
-    def _create_topics(self) -> None:
-        admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})
-        names = [
-            NewTopic(self.topic, self.partitions, 1),
-            NewTopic(f"__debezium-heartbeat.{self.name}", 1, 1),
-            NewTopic(self.dead_letter_topic, 1, 1),
-        ]
-        for created in admin.create_topics(names).values():
-            created.result()
 
     @property
     def dead_letter_topic(self) -> str:
@@ -332,7 +320,12 @@ class MirroredTable:
         with KafkaConnect(self.config.connect) as client:
             client.delete(self.source, with_slot=True)
         admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})
-        topics = [self.topic, f"__debezium-heartbeat.{self.name}", self.dead_letter_topic]
+        topics = [
+            self.topic,
+            heartbeat_topic(self.source),
+            message_topic(self.source),
+            self.dead_letter_topic,
+        ]
         for deleted in admin.delete_topics(topics).values():
             deleted.exception()
         self.db.execute(f"drop publication if exists {self.source.publication_name}")

@@ -184,12 +184,13 @@ def apply_source(
     from connectors import preflight
     from connectors.connect import KafkaConnect
     from connectors.definition import render
+    from connectors.exclusions import exclusions
     from connectors.prepare import prepare
     from daemon.cli import console
     from daemon.errors import ConnectorError
 
     with steps.step(f"prepare {source.name}"):
-        definition = render(source, pipelines)
+        definition = render(source, pipelines, exclusions(source, pipelines))
         prepared = prepare(source, pipelines, config.kafka)
         findings = preflight.check(source, pipelines, config.kafka)
     wrong = [finding for finding in findings if not finding.ok]

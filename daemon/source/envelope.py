@@ -148,11 +148,17 @@ def key_text(value: Any) -> str:
     raise RejectRow("a key column holds null or a structure; keys are numbers or text", "malformed_key")
 
 
-def heartbeat_time_s(record: Record) -> float | None:
-    """Time of a Debezium heartbeat; None if the record is none."""
+def message_time_s(record: Record) -> float | None:
+    """Commit time of a logical message; None if the record is none.
+
+    The connector writes one through PostgreSQL's log every second: what was committed before it was sent before it.
+    Debezium's own heartbeats go on while the log stands still, and prove nothing.
+    """
     if record.value is None:
         return None
-    return _time_s(_object(record.value, "value"), "ts_ms", 1e3)
+    envelope = _object(record.value, "value")
+    source = envelope.get("source")
+    return _time_s(source, "ts_us", 1e6) if envelope.get("op") == "m" and isinstance(source, dict) else None
 
 
 def _object(data: bytes, part: str) -> dict[str, Any]:
