@@ -144,9 +144,7 @@ async def assemble(
     """
     config = parts.config
     source = config.source(pipeline.source)
-    fields = [Field(field.column, field.field, field.type) for field in pipeline.metadata]
-    version = schema.wanted(pipeline, parts.space, schema.FIRST_VERSION)
-    builder = DocumentBuilder(pipeline.text, fields, version.space(), pipeline.text_bytes_max)
+    builder = document_builder(pipeline, parts.space)
     decoder: EnvelopeDecoder | EventDecoder
     rows: TableRows | None = None
     watch: TableWatch | None = None
@@ -186,6 +184,13 @@ async def assemble(
     )
     target_s = config.batching.target_ms / 1000
     return Mirror(pipeline, decoder, builder, writer, projector, dispatcher, target_s, parts.metrics, watch)
+
+
+def document_builder(pipeline: Pipeline, space: EmbeddingSpace) -> DocumentBuilder:
+    """What renders the rows of a pipeline for its index version."""
+    fields = [Field(field.column, field.field, field.type) for field in pipeline.metadata]
+    version = schema.wanted(pipeline, space, schema.FIRST_VERSION)
+    return DocumentBuilder(pipeline.text, fields, version.space(), pipeline.text_bytes_max)
 
 
 def policy(settings: BatchingSettings) -> Policy:

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from daemon.config import Config, Pipeline, PostgresSource
 from daemon.core.change import Outcome
-from daemon.core.document import DocumentBuilder, Field
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.embedding.factory import make_embedder
 from daemon.embedding.tokenizer import Chunker
@@ -16,7 +15,7 @@ from daemon.index import schema
 from daemon.index.connection import Client, connect
 from daemon.index.layout import Layout
 from daemon.index.writer import IndexWriter, load_functions
-from daemon.mirror import TableRows
+from daemon.mirror import TableRows, document_builder
 from daemon.patience import Patience
 from daemon.pipeline import Projector
 from daemon.source.postgres import PostgresReader
@@ -129,10 +128,8 @@ async def opened(config: Config, pipeline: Pipeline, *, vectors: bool) -> AsyncI
     try:
         space = await patience.call("embedder", embedder.start)
         table = await patience.call("source", lambda: reader.schema(pipeline.table))
-        version = schema.wanted(pipeline, space, schema.FIRST_VERSION)
-        fields = [Field(field.column, field.field, field.type) for field in pipeline.metadata]
-        builder = DocumentBuilder(pipeline.text, fields, version.space(), pipeline.text_bytes_max)
-        layout = Layout(pipeline.name, version.number)
+        builder = document_builder(pipeline, space)
+        layout = Layout(pipeline.name, schema.FIRST_VERSION)
         writer = IndexWriter(client, layout, config.redis.pipeline_commands_max)
         limits = config.embedding.batch_texts_max, config.embedding.requests_max
         subject = Subject(
