@@ -23,6 +23,7 @@ class Dispatcher:
         projector: does the work.
         policy: decides about batches.
         batch_max: most items in one.
+        in_flight_max: batches between closing and acknowledgement.
         metrics: of the pipeline.
         on_change: called after a batch ended, so that the owner can look at how full the queue is.
         on_failure: called with what ended a batch for good.
@@ -33,6 +34,7 @@ class Dispatcher:
         projector: Projector,
         policy: Policy,
         batch_max: int,
+        in_flight_max: int,
         metrics: PipelineMetrics,
         on_change: Callable[[], None],
         on_failure: Callable[[BaseException], None],
@@ -41,10 +43,12 @@ class Dispatcher:
         self._projector = projector
         self._policy = policy
         self._batch_max = batch_max
+        self._in_flight_max = in_flight_max
         self._metrics = metrics
         self._on_change = on_change
         self._on_failure = on_failure
-        self._running: dict[asyncio.Task[None], tuple[Running, Sequence[Item]]] = {}
+        self._running: dict[asyncio.Task[None], Sequence[Item]] = {}
+        self._embedding: dict[asyncio.Task[None], Running] = {}
         self._waiting_for_rows = 0
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -93,10 +97,10 @@ class Dispatcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while len(self.queue) and self.stopped is None:
+        while len(self.queue) and self.stopped is None and len(self._running) < self._in_flight_max:
             now_s = time.time()
             decision = self._policy.decide(
-                now_s, self.queue.waiting(self._batch_max), [running for running, _ in self._running.values()]
+                now_s, self.queue.waiting(self._batch_max), list(self._embedding.values())
             )
             if not isinstance(decision, Close):
                 if decision.until_s < float("inf"):
@@ -109,11 +113,18 @@ class Dispatcher:
     def _launch(self, items: Sequence[Item], now_s: float) -> None:
         self._metrics.batch.observe(len(items))
         task = asyncio.get_running_loop().create_task(self._run(items))
-        self._running[task] = Running(now_s, sum(item.waiting.tokens for item in items)), items
+        self._running[task] = items
+        self._embedding[task] = Running(now_s, sum(item.waiting.tokens for item in items))
         task.add_done_callback(self._ended)
 
+    def _embedded(self) -> None:
+        """The embedder is done with the batch of the task that calls: the next one need not wait for its writes."""
+        task = asyncio.current_task()
+        if task is not None and self._embedding.pop(task, None) is not None:
+            self._pump()
+
     async def _run(self, items: Sequence[Item]) -> None:
-        processed = await self._projector.process(items)
+        processed = await self._projector.process(items, self._embedded)
         self._policy.observe(time.time(), processed.finished)
         if processed.later:
             self._waiting_for_rows += 1
@@ -128,7 +139,8 @@ class Dispatcher:
             self._rest()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        _, items = self._running.pop(task)
+        items = self._running.pop(task)
+        self._embedding.pop(task, None)
         if task.cancelled():
             self._given_up(items)
         elif (error := task.exception()) is not None:

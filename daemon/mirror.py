@@ -180,7 +180,13 @@ async def assemble(
         marker_ttl_s=config.redis.delete_marker_ttl_s,
     )
     dispatcher = Dispatcher(
-        projector, policy(config.batching), config.batching.batch_max, metrics, on_change, on_failure
+        projector,
+        policy(config.batching),
+        config.batching.batch_max,
+        config.batching.in_flight_max,
+        metrics,
+        on_change,
+        on_failure,
     )
     target_s = config.batching.target_ms / 1000
     return Mirror(pipeline, decoder, builder, writer, projector, dispatcher, target_s, parts.metrics, watch)
@@ -198,7 +204,6 @@ def policy(settings: BatchingSettings) -> Policy:
     limits = Limits(
         batch_max=settings.batch_max,
         batch_tokens_max=settings.batch_tokens_max,
-        in_flight_max=settings.in_flight_max,
         linger_s_max=settings.linger_ms_max / 1000,
     )
     match settings.policy:

@@ -107,8 +107,12 @@ class Projector:
         self._metrics = metrics
         self._marker_ttl_s = marker_ttl_s
 
-    async def process(self, items: Sequence[Item]) -> Processed:
+    async def process(
+        self, items: Sequence[Item], on_embedded: Callable[[], None] = lambda: None
+    ) -> Processed:
         """Bring every item's document up to date and settle its receipts.
+
+        `on_embedded` is called once the embedder has done its part of the batch.
 
         Parts that are away are waited for; what can never pass is dead-lettered; a write that lost a race is
         planned again. When this returns, each item is settled or among `later`.
@@ -129,7 +133,7 @@ class Projector:
                 work += await self._plan(item, item.change.version, item.change.row)
         later = await self._reread(hints, work) if hints else []
         while work:
-            work = await self._apply(work, clock)
+            work = await self._apply(work, clock, on_embedded)
         now_s = time.time()
         return Processed(
             Finished(
@@ -208,7 +212,9 @@ class Projector:
                 work += await self._plan(item, version, row)
         return later
 
-    async def _apply(self, work: Sequence[_Work], clock: _Clock) -> list[_Work]:
+    async def _apply(
+        self, work: Sequence[_Work], clock: _Clock, on_embedded: Callable[[], None] = lambda: None
+    ) -> list[_Work]:
         """Plan, embed and write; answers what must be planned again."""
         stored = await self._patience.call(
             "redis", lambda: self._writer.lookup([one.item.id for one in work])
@@ -230,12 +236,14 @@ class Projector:
             else:
                 to_embed.append(one)
         if not to_embed:
+            on_embedded()
             return await self._write(ready, clock)
         # What needs no embedding is written while the rest is embedded.
         embedding = asyncio.ensure_future(self._embed(to_embed, clock))
         try:
             again = await self._write(ready, clock) if ready else []
             embedded = await embedding
+            on_embedded()
         finally:
             embedding.cancel()
         return again + await self._write(embedded, clock)
@@ -264,9 +272,14 @@ class Projector:
         return ready
 
     async def _write(self, ready: Sequence[tuple[_Work, Write]], clock: _Clock) -> list[_Work]:
-        """Write until Redis has answered for each; settles what is done, answers what lost a race."""
+        """Write until Redis has answered for each; settles what is done, answers what lost a race.
+
+        In parts that Redis takes in one go: the first are searchable, and told so, before the last are sent.
+        """
         conflicts: list[_Work] = []
-        while ready:
+        rest = ready
+        while rest:
+            ready, rest = rest[: self._writer.commands_max], rest[self._writer.commands_max :]
             writes = [write for _, write in ready]
             results = await self._patience.call("redis", lambda writes=writes: self._writer.write(writes))  # type: ignore[misc]
             now_s = time.time()
@@ -288,7 +301,7 @@ class Projector:
                     self._written(one, write, result, clock, now_s)
             if waiting is not None:
                 await self._patience.call("redis", _failing_once(waiting))
-            ready = again
+                rest = [*again, *rest]
         return conflicts
 
     def _written(self, one: _Work, write: Write, result: Result, clock: _Clock, now_s: float) -> None:

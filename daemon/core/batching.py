@@ -22,7 +22,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One batch between closing and acknowledgement."""
+    """One batch whose texts are at the embedder, or on their way there."""
 
     closed_s: float
     tokens: int
@@ -61,7 +61,7 @@ class Finished:
 
 
 class Policy(Protocol):
-    """The interface of batching. `waiting` is oldest first and not empty."""
+    """The interface of batching. `waiting` is oldest first and not empty; how many batches may run is not asked."""
 
     overloaded: bool
 
@@ -80,7 +80,6 @@ class Limits:
 
     batch_max: int
     batch_tokens_max: int
-    in_flight_max: int
     linger_s_max: float
 
     def fitting(self, waiting: Sequence[Waiting], count_max: int, tokens_max: float) -> int:
@@ -104,8 +103,6 @@ class Fixed:
         self.size = size
 
     def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision:
-        if len(running) >= self._limits.in_flight_max:
-            return Wait()
         linger_s = waiting[0].arrived_s + self._limits.linger_s_max
         if len(waiting) >= self.size or now_s >= linger_s:
             return Close(self._limits.fitting(waiting, self.size, math.inf))
@@ -203,8 +200,6 @@ class Deadline:
         self._late_at_s = 0.0
 
     def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision:
-        if len(running) >= self._limits.in_flight_max:
-            return Wait()
         slack_s = waiting[0].deadline_s - now_s - self._rest_s
         useful = self._tokens_useful(waiting)
         wanted = sum(item.tokens for item in waiting)
@@ -215,13 +210,13 @@ class Deadline:
         least = self._USEFUL_TEXTS_MIN * wanted / len(waiting)
         tokens_max = min(useful, affordable) if affordable >= least else useful
         count = self._limits.fitting(waiting, self._limits.batch_max, tokens_max)
-        free_s = self._embedder_free_s(running)
-        if not running or now_s >= free_s - self._LEAD_S:
+        if not running:
             return Close(count)
+        if len(running) > 1:
+            return Wait()  # one is embedded and one is ready: a third would only be smaller than it could be
+        free_s = running[0].closed_s + self.cost.predict_s(running[0].tokens) - self._LEAD_S
         full = count < len(waiting) or wanted >= useful
-        if full and len(running) < 2:
-            return Close(count)
-        return Wait(free_s - self._LEAD_S)
+        return Close(count) if full or now_s >= free_s else Wait(free_s)
 
     def observe(self, now_s: float, finished: Finished) -> None:
         if finished.texts:
@@ -241,10 +236,3 @@ class Deadline:
         """The size beyond which a larger batch hardly costs less per token."""
         mean = sum(item.tokens for item in waiting[:64]) / min(len(waiting), 64)
         return max(self.cost.fixed_s / self.cost.token_s / self._FIXED_SHARE, self._USEFUL_TEXTS_MIN * mean)
-
-    def _embedder_free_s(self, running: Sequence[Running]) -> float:
-        """When the embedder is expected to have done all that is running: one after the other."""
-        free_s = 0.0
-        for batch in running:
-            free_s = max(free_s, batch.closed_s) + self.cost.predict_s(batch.tokens)
-        return free_s

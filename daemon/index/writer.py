@@ -116,7 +116,7 @@ class IndexWriter:
     def __init__(self, client: Client, layout: Layout, pipeline_commands_max: int) -> None:
         self._client = client
         self.layout = layout
-        self._commands_max = pipeline_commands_max
+        self.commands_max = pipeline_commands_max
 
     async def lookup(self, ids: Sequence[str]) -> list[Stored | None]:
         """Bookkeeping of each id, in one round trip.
@@ -141,9 +141,9 @@ class IndexWriter:
             FailureClass: the connection failed; what was written before is not known, and may be repeated.
         """
         results: list[Result | FailureClass] = []
-        for start in range(0, len(writes), self._commands_max):
+        for start in range(0, len(writes), self.commands_max):
             pipe = self._client.pipeline(transaction=False)
-            for write in writes[start : start + self._commands_max]:
+            for write in writes[start : start + self.commands_max]:
                 pipe.execute_command(*write.command(self.layout))
             with translated():
                 replies = await pipe.execute(raise_on_error=False)

@@ -18,7 +18,7 @@ from daemon.core.batching import (
     Waiting,
 )
 
-LIMITS = Limits(batch_max=500, batch_tokens_max=16_384, in_flight_max=4, linger_s_max=0.005)
+LIMITS = Limits(batch_max=500, batch_tokens_max=16_384, linger_s_max=0.005)
 
 
 def waiting(count: int, arrived_s: float = 0.0, target_s: float = 0.1, tokens: int = 14) -> list[Waiting]:
@@ -40,6 +40,12 @@ def test_deadline_collects_while_the_embedder_is_busy_and_closes_as_it_becomes_f
     assert isinstance(decision, Wait)
     assert 0.001 < decision.until_s <= policy.cost.predict_s(600)
     assert policy.decide(decision.until_s, waiting(9), running) == Close(9)
+
+
+def test_deadline_keeps_one_batch_ready_and_not_more() -> None:
+    policy = Deadline(LIMITS, 0.1)
+    assert policy.decide(0.0, waiting(500), [Running(0.0, 600)]) == policy.decide(0.0, waiting(500), [])
+    assert policy.decide(9.0, waiting(500), [Running(0.0, 600), Running(0.0, 600)]) == Wait()
 
 
 def test_deadline_never_takes_more_than_the_oldest_can_wait_for() -> None:
@@ -115,7 +121,7 @@ def test_the_cost_model_learns_what_inference_costs(
     fixed_ms: float, token_us: float, sizes: list[int]
 ) -> None:
     model = CostModel()
-    for size in [*sizes, 1, 128, 1, 128, 1, 128]:
+    for size in [*sizes, *[1, 128] * 20]:
         model.observe(size * 14, fixed_ms / 1e3 + token_us / 1e6 * size * 14)
     for size in (1, 64, 128):
         truth = fixed_ms / 1e3 + token_us / 1e6 * size * 14
@@ -149,7 +155,6 @@ def test_every_policy_stays_within_its_bounds(
     items = [Waiting(0.0, 0.1, count) for count in tokens]
     decision = policies[name].decide(age_s, items, [Running(age_s, 100)] * running)
     if isinstance(decision, Close):
-        assert running < LIMITS.in_flight_max
         assert 1 <= decision.count <= min(len(items), LIMITS.batch_max)
         assert decision.count == 1 or sum(tokens[: decision.count]) <= LIMITS.batch_tokens_max
     else:
