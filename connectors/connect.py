@@ -230,7 +230,7 @@ class KafkaConnect:
                     f"Kafka Connect at {self._url} cannot be reached: {type(error).__name__} {error}".strip(),
                     "check that it is up, and [connect] url",
                 ) from error
-            if reply.status_code == httpx.codes.CONFLICT and time.monotonic() < end:
+            if _rebalancing(reply) and time.monotonic() < end:
                 time.sleep(_CONFLICT_POLL_S)
                 continue
             break
@@ -239,6 +239,11 @@ class KafkaConnect:
         if reply.is_error:
             raise _refusal(method, path, reply)
         return reply.json() if reply.content else None
+
+
+def _rebalancing(reply: httpx.Response) -> bool:
+    """Connect says so by 409, or, where the worker learns of it while it answers, by 500 and the words alone."""
+    return reply.status_code == httpx.codes.CONFLICT or (reply.is_error and "rebalance" in reply.text)
 
 
 def _refusal(method: str, path: str, reply: httpx.Response) -> ConnectorError:

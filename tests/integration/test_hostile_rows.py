@@ -76,7 +76,9 @@ def test_every_key_and_text_arrives_and_none_collides(texts_by_name: MirroredTab
         table.wait_equal()
         table.execute("delete from $T")
         assert table.wait_equal() == {}
-        assert daemon.metrics()[f'livevec_hash_indexing_failures{{pipeline="{table.name}"}}'] == 0
+        failures = f'livevec_hash_indexing_failures{{pipeline="{table.name}"}}'
+        assert wait_until(lambda: failures in daemon.metrics())
+        assert daemon.metrics()[failures] == 0
 
 
 def test_a_row_whose_text_is_blank_is_known_but_not_searchable(stack: Stack, tmp_path: Path) -> None:
