@@ -33,13 +33,11 @@ def test_a_lone_change_on_an_idle_daemon_goes_at_once() -> None:
     assert Deadline(LIMITS, 0.1).decide(0.0, waiting(1), []) == Close(1)
 
 
-def test_deadline_collects_while_the_embedder_is_busy_and_closes_as_it_becomes_free() -> None:
+def test_deadline_collects_until_the_embedder_is_done_with_the_batch_before() -> None:
     policy = Deadline(LIMITS, 0.1)
-    running = [Running(0.0, 600)]
-    decision = policy.decide(0.001, waiting(3), running)
-    assert isinstance(decision, Wait)
-    assert 0.001 < decision.until_s <= policy.cost.predict_s(600)
-    assert policy.decide(decision.until_s, waiting(9), running) == Close(9)
+    assert policy.decide(0.001, waiting(3), [Running(0.0, 600)]) == Wait()
+    assert policy.decide(9.0, waiting(3, arrived_s=9.0), [Running(0.0, 600)]) == Wait()
+    assert policy.decide(0.02, waiting(9), []) == Close(9)
 
 
 def test_deadline_keeps_one_batch_ready_and_not_more() -> None:
