@@ -24,7 +24,7 @@ from daemon.patience import Patience
 from daemon.source.anchors import XidAnchors
 from daemon.source.dead_letters import DeadLetterProducer
 from daemon.source.envelope import message_time_s
-from daemon.source.identity import IdentityWatch
+from daemon.source.identity import IdentityWatch, check_partitions
 from daemon.source.kafka import KafkaReader, Partition
 from daemon.source.postgres import PostgresReader
 from daemon.source.record import Record
@@ -62,6 +62,7 @@ class Service:
         self._mirrors: dict[str, list[Mirror]] = {}
         self._held_topics: frozenset[str] = frozenset()
         self._seeks = 0
+        self._indexing_failures: dict[str, int] = {}
         self._rejections: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -399,9 +400,14 @@ class Service:
                         log.warning("era_began", source=source, remedy="livevec verify --repair")
                         await mirror.writer.mark_for_reconcile("era_began")
         for mirror in self._all_mirrors():
-            if mirror.watch is None or mirror.dispatcher.stopped is not None:
+            if mirror.dispatcher.stopped is not None:
                 continue
             try:
+                if mirror.watch is None:
+                    topic = self._config.topic(mirror.pipeline)
+                    partitions = await self._reader.partitions(topic)
+                    await check_partitions(self._redis, mirror.pipeline.name, topic, partitions)
+                    continue
                 for difference in await mirror.watch.differences():
                     log.error(difference, pipeline=mirror.pipeline.name, remedy="livevec verify --repair")
                     await mirror.writer.mark_for_reconcile(difference)

@@ -183,8 +183,9 @@ class Deadline:
     costs nothing and makes the batch larger. (Closing it a little earlier, by the predicted end, was measured:
     half of the batches then wait at the embedder, smaller than they could be; p50 at 300 rows/s was twice as long.)
     A batch that has grown to the size at which the fixed cost of a request is a small share of it is closed at
-    once, and one such batch is kept ready: that is what saturation needs. When the deadline cannot be met by a batch of some use, useful batches are taken, oldest
-    first; if there is more than one of them waiting, that is `overloaded`, until a second without a late batch.
+    once, and one such batch is kept ready: that is what saturation needs. When the deadline cannot be met by a
+    batch of some use, useful batches are taken, oldest first; if there is more than one of them waiting, that is
+    `overloaded`, until a second without a late batch.
     """
 
     _FIXED_SHARE = 0.08

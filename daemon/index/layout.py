@@ -7,6 +7,7 @@
     lv:<pipeline>:versions                                index versions and their settings
     lv:<pipeline>:reconcile                               why a reconcile is due
     lv:<pipeline>:table                                   what the table was when last looked at
+    lv:<pipeline>:partitions                              of an event topic: its ids must stay in theirs
     lv:source:<source>:identity                           which database its log was read from
     lv:source:<source>:anchors                            xids in 64 bits beside WAL positions
     lv:positions:<group>:{<tag>}                          how far the log is applied, per shard
@@ -102,6 +103,10 @@ def reconcile_key(pipeline: str) -> str:
 
 def tables_key(pipeline: str) -> str:
     return f"lv:{pipeline}:table"
+
+
+def partitions_key(pipeline: str) -> str:
+    return f"lv:{pipeline}:partitions"
 
 
 def identity_key(source: str) -> str:

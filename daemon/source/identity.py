@@ -9,9 +9,9 @@ from typing import Any, cast
 import orjson
 
 from daemon.config import PostgresSource
-from daemon.errors import StopProcess
+from daemon.errors import StopPipeline, StopProcess
 from daemon.index.connection import Client, translated
-from daemon.index.layout import identity_key
+from daemon.index.layout import identity_key, partitions_key
 from daemon.source.postgres import PostgresReader
 
 
@@ -53,3 +53,21 @@ class IdentityWatch:
             with translated():
                 await cast(Any, self._client).set(self._key, orjson.dumps(now))
         return bool(now["era"] > before["era"])
+
+
+async def check_partitions(client: Client, pipeline: str, topic: str, partitions: int) -> None:
+    """Make sure that an event topic still has the partitions that it had: offsets order the events of one id only
+    while all of them are in one partition.
+
+    Raises:
+        StopPipeline: it has others now.
+    """
+    key = partitions_key(pipeline)
+    with translated():
+        await cast(Any, client).set(key, partitions, nx=True)
+        before = int(await cast(Any, client).get(key))
+    if partitions not in (0, before):
+        raise StopPipeline(
+            f"topic {topic} has {partitions} partitions, it had {before}: events of one id are in two of them now, and "
+            f"which is newer is not known. Write all events into a new topic, and give it a new pipeline"
+        )

@@ -80,6 +80,7 @@ class KafkaReader:
         self._stopping = threading.Event()
         self._paused: frozenset[str] = frozenset()
         self._assignment: set[Partition] = set()
+        self._missing: set[str] = set()
         self._seeks = 0
         self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
 
@@ -108,6 +109,27 @@ class KafkaReader:
 
         self._calls.put(call)
 
+    async def partitions(self, topic: str) -> int:
+        """How many partitions a topic has; 0 while it does not exist.
+
+        Raises:
+            RetryLater: Kafka does not answer.
+        """
+        answered: asyncio.Future[int] = self._loop.create_future()
+
+        def call() -> None:
+            # Asked from another thread, it waits until the consumer's own is between two polls, which may be never.
+            try:
+                found = len(self._consumer.list_topics(topic, 5).topics[topic].partitions)
+            except KafkaException as error:
+                failure = RetryLater(f"Kafka does not tell the partitions of {topic} ({error})", 1.0)
+                self._loop.call_soon_threadsafe(answered.set_exception, failure)
+            else:
+                self._loop.call_soon_threadsafe(answered.set_result, found)
+
+        self._calls.put(call)
+        return await answered
+
     # ---- in the thread
 
     def _run(self) -> None:
@@ -135,6 +157,7 @@ class KafkaReader:
             if error is not None:
                 self._explain(error, message)
             elif (message.topic(), message.partition()) in self._assignment:
+                self._missing.discard(str(message.topic()))
                 records.append(_record(message, received_at_s))
         if records:
             self._loop.call_soon_threadsafe(self._listener.received, records, self._seeks)
@@ -146,6 +169,10 @@ class KafkaReader:
             partition = (str(message.topic()), int(message.partition() or 0))
             self._loop.call_soon_threadsafe(self._listener.gap, partition, error.str())
             self._seek({partition: None})
+        elif code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            if message.topic() not in self._missing:
+                self._missing.add(str(message.topic()))
+                log.error("topic_missing", topic=message.topic(), remedy="livevec connector apply creates it")
         elif code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
             raise StopProcess(
                 f"Kafka refuses the consumer ({error.str()}); grant read on the topic and the group"

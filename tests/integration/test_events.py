@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from redis import Redis
 
 from deploy.local.stack import Addresses, Stack
@@ -56,7 +56,13 @@ class Notes:
             metadata = [{{ column = "tags" }}]
             """.replace(METRICS, f"127.0.0.1:{port}")
         )
+        self.port = port
         self.daemon = DaemonProcess(self.config, folder / "events.log", port).wait_ready()
+
+    def restart(self) -> None:
+        assert self.daemon.terminate() == 0
+        self.daemon.close()
+        self.daemon = DaemonProcess(self.config, self.folder / "events.log", self.port).wait_ready()
 
     def publish(self, events: list[object], *options: str) -> dict[str, object]:
         livevec = str(Path(sys.executable).parent / "livevec")
@@ -109,3 +115,14 @@ def test_events_are_indexed_replaced_and_deleted_by_their_id(notes: Notes) -> No
     notes.publish([{"id": 9, "tags": []}])
     wait_until(lambda: notes.daemon.outcomes().get("dead_lettered") == 1)
     assert notes.texts()["9"] == "note 9"
+
+
+def test_a_topic_with_more_partitions_than_before_stops_the_pipeline(notes: Notes) -> None:
+    notes.publish([{"id": 1, "text": "one", "tags": []}])
+    wait_until(lambda: notes.texts() == {"1": "one"})
+    wait_until(lambda: notes.redis.get(f"lv:{PIPELINE}:partitions") == "2")
+    for grown in notes.admin.create_partitions([NewPartitions(PIPELINE, 3)]).values():
+        grown.result()
+    notes.restart()
+    stopped = wait_until(lambda: notes.daemon.get("/status.json")["stopped_pipelines"])
+    assert "3 partitions, it had 2" in stopped[PIPELINE]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local.stack import Stack
 from tests.mirrored_table import MirroredTable, wait_until
@@ -211,3 +211,18 @@ def test_a_topic_that_lost_records_before_they_were_read_is_said_and_marked(mirr
         assert b"records_lost_before_they_were_read" in marks
         assert "records_lost_before_they_were_read" in daemon.log.read_text()
         wait_until(lambda: mirrored.committed() == {0: 40})
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning(mirrored: MirroredTable) -> None:
+    admin = AdminClient({"bootstrap.servers": mirrored.addresses.kafka_bootstrap_servers})
+    with mirrored.daemon() as daemon:
+        produce(mirrored, [envelope(key) for key in range(20)])
+        wait_until(lambda: mirrored.committed() == {0: 20})
+        for deleted in admin.delete_topics([mirrored.topic]).values():
+            deleted.result()
+        wait_until(lambda: mirrored.topic not in admin.list_topics(timeout=10).topics)
+        for created in admin.create_topics([NewTopic(mirrored.topic, 1, 1)]).values():
+            created.result()
+        produce(mirrored, [envelope(key) for key in range(100, 105)])
+        wait_until(lambda: daemon.outcomes().get("embedded") == 25, 90)
+        assert daemon.process.poll() is None
