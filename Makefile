@@ -23,10 +23,10 @@ demo: venv       ## everything, live: servers, a real corpus, edits, percentiles
 	$(BIN)/livevec demo
 
 test: venv       ## all tests, with the real servers, which they start and stop
-	$(BIN)/python -m pytest tests -m "not chaos"
+	$(BIN)/python -m pytest tests
 
-chaos: venv      ## the long fault tests
-	$(BIN)/python -m pytest tests -m chaos
+chaos: venv      ## the fault tests alone, with the seconds that each part took to recover
+	$(BIN)/python -m pytest tests/chaos -s
 
 check: venv      ## style, types and the floors of the house
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
