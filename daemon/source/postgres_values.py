@@ -2,7 +2,7 @@
 
 Both sides start from the same text (a type's output function), so that a row read here and the row in an
 envelope are equal value for value, and their content hashes with them. It holds for the settings that
-`connectors/definition.py` writes (Debezium 3.7, JSON without schemas) and for this session's settings below.
+`connectors/definition.py` writes (Debezium 3.7, JSON without schemas) and for the settings of a session below.
 
 What Debezium makes of a value, seen and reproduced, however odd:
 - numeric and money are text with all digits; NaN and infinities are NAN, POSITIVE_INFINITY, NEGATIVE_INFINITY.
