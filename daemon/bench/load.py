@@ -85,3 +85,30 @@ class Table:
                 on_insert(number + 1)
         except psycopg.Error as error:
             raise LivevecError(f"PostgreSQL refused an insert ({error}); see `livevec status`") from error
+
+    def copy(self, rows: Sequence[LoadRow]) -> None:
+        """Insert all in one COPY, committed when this returns.
+
+        Raises:
+            LivevecError: PostgreSQL refuses.
+        """
+        try:
+            with (
+                self._connection.cursor() as cursor,
+                cursor.copy(f"COPY {self.name} FROM STDIN".encode()) as copy,
+            ):
+                for row in rows:
+                    copy.write_row((row.id, row.text))
+        except psycopg.Error as error:
+            raise LivevecError(f"PostgreSQL refused a COPY ({error}); see `livevec status`") from error
+
+    def update_unchanged(self) -> int:
+        """Update every row to what it is, in one transaction; answers how many there are.
+
+        Raises:
+            LivevecError: PostgreSQL refuses.
+        """
+        try:
+            return self._connection.execute(f"UPDATE {self.name} SET body = body".encode()).rowcount
+        except psycopg.Error as error:
+            raise LivevecError(f"PostgreSQL refused an update ({error}); see `livevec status`") from error

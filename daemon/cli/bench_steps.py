@@ -17,16 +17,19 @@ from confluent_kafka.admin import AdminClient
 
 from connectors.connect import KafkaConnect
 from connectors.topics import topics
+from daemon.bench import guard
 from daemon.bench.floor import Spec
 from daemon.bench.latency import Latency, System
 from daemon.bench.load import Table
 from daemon.bench.percentiles import STAGES
+from daemon.bench.process_cpu import cpu_s
 from daemon.bench.toml import to_toml
 from daemon.cli.child import ChildProcess, DaemonChild
 from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
 from daemon.cli.librdkafka import quiet_log
 from daemon.config import Config, Pipeline, PostgresSource, default_home
+from daemon.core.change import Outcome
 from daemon.errors import ConfigError, LivevecError
 
 NAME = "livevec_bench"
@@ -90,6 +93,17 @@ class Livevec:
             for sample in self._follower.fetch()
         ]
 
+    def acknowledged(self) -> int:
+        self._child.check()
+        return int(self._child.http.status()["samples"])
+
+    def unchanged(self) -> int:
+        self._child.check()
+        return self._child.http.outcomes(NAME)[Outcome.UNCHANGED]
+
+    def cpu_s(self) -> float:
+        return cpu_s(self._child.process.pid)
+
 
 class Floor:
     """The barest loop as a measured system."""
@@ -113,10 +127,26 @@ class Floor:
             Latency(key, float(total), {}) for key, total in map(str.split, complete.decode().splitlines())
         ]
 
+    def acknowledged(self) -> int:
+        self._child.check()
+        return self._samples.read_bytes().count(b"\n")
+
+    def cpu_s(self) -> float:
+        return cpu_s(self._child.process.pid)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a measurement runs on. `tables`: livevec's, then the floor's; `folder`: for files, removed at the end."""
+
+    setting: Setting
+    tables: tuple[Table, ...]
+    folder: Path
+
 
 @contextmanager
-def running(config: Config, steps: Steps, *, floor: bool) -> Iterator[list[System]]:
-    """The systems to measure, set up and warm; everything is removed at the end, and so is a former run's rest.
+def prepared(config: Config, steps: Steps, *, floor: bool) -> Iterator[Bench]:
+    """Tables, connector and topics; everything is removed at the end, and so is a former run's rest.
 
     Raises:
         LivevecError: something did not start.
@@ -127,21 +157,46 @@ def running(config: Config, steps: Steps, *, floor: bool) -> Iterator[list[Syste
         connection = cleanup.enter_context(psycopg.connect(dsn, autocommit=True))
         folder = Path(tempfile.mkdtemp(prefix="livevec-bench-"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        tables = [Table(connection, pipeline.table) for pipeline in setting.pipelines]
+        tables = tuple(Table(connection, pipeline.table) for pipeline in setting.pipelines)
         with steps.step("clean up"):
             _remove(setting, connection, tables)
         cleanup.callback(_remove, setting, connection, tables)
         for table in tables:
             table.create()
         apply_source(setting.config, setting.source, setting.pipelines, steps)
-        systems: list[System] = []
+        yield Bench(setting, tables, folder)
+
+
+@contextmanager
+def livevec_running(bench: Bench, steps: Steps) -> Iterator[Livevec]:
+    """A daemon on the first table, ready."""
+    with ExitStack() as cleanup:
         with steps.step("start the daemon"):
-            systems.append(Livevec(tables[0], cleanup.enter_context(_daemon(setting, folder))))
+            child = cleanup.enter_context(_daemon(bench.setting, bench.folder))
+        yield Livevec(bench.tables[0], child)
+
+
+@contextmanager
+def floor_running(bench: Bench, steps: Steps) -> Iterator[Floor]:
+    """The barest loop on the second table."""
+    samples = bench.folder / "floor.samples"
+    with ExitStack() as cleanup:
+        with steps.step("start the floor"):
+            child = cleanup.enter_context(_floor(bench.setting, bench.folder, samples))
+        yield Floor(bench.tables[1], child, samples)
+
+
+@contextmanager
+def running(config: Config, steps: Steps, *, floor: bool) -> Iterator[list[System]]:
+    """The systems to measure side by side, set up and ready.
+
+    Raises:
+        LivevecError: something did not start.
+    """
+    with prepared(config, steps, floor=floor) as bench, ExitStack() as cleanup:
+        systems: list[System] = [cleanup.enter_context(livevec_running(bench, steps))]
         if floor:
-            with steps.step("start the floor"):
-                samples = folder / "floor.samples"
-                child = cleanup.enter_context(_floor(setting, folder, samples))
-                systems.append(Floor(tables[1], child, samples))
+            systems.append(cleanup.enter_context(floor_running(bench, steps)))
         yield systems
 
 
@@ -226,6 +281,7 @@ def _remove_keys(config: Config) -> None:
                 cast(Any, client.ft(index)).dropindex(delete_documents=True)
             except redis.ResponseError:
                 continue  # there is none
+        guard.remove_keys(client)
         prefixes = (f"lv:{NAME}:", f"lv:positions:{NAME}:", f"lv:source:{NAME}:", f"{FLOOR}:")
         for prefix in prefixes:
             for key in client.scan_iter(match=f"{prefix}*", count=1000):
