@@ -14,7 +14,7 @@ from daemon.config import Config, PostgresSource
 from daemon.core.change import Outcome
 from daemon.core.progress import PartitionProgress, Receipt
 from daemon.embedding.factory import make_embedder
-from daemon.errors import RejectRow, RetryLater, StopPipeline
+from daemon.errors import RejectRow, RetryLater, StopPipeline, StopProcess
 from daemon.index import schema
 from daemon.index.connection import connect
 from daemon.index.positions import Positions, Verdict
@@ -62,8 +62,9 @@ class Service:
         self._mirrors: dict[str, list[Mirror]] = {}
         self._held_topics: frozenset[str] = frozenset()
         self._seeks = 0
+        self._fenced = False
         self._indexing_failures: dict[str, int] = {}
-        self._rejections: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Start, mirror until SIGTERM or SIGINT, drain, stop.
@@ -74,6 +75,7 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.set_exception_handler(self._unexpected)
         telemetry = TelemetryServer(self._config.telemetry.address, self.metrics, self.health)
         telemetry.start()
         starting = asyncio.ensure_future(self._start())
@@ -162,6 +164,8 @@ class Service:
     def received(self, records: Sequence[Record], seeks: int) -> None:
         if seeks != self._seeks:
             return  # read before a seek that is on its way: they will come again
+        if self._failure is not None:
+            return  # what failed may have left a gap before these: they will be read again
         items: dict[Mirror, list[Any]] = {}
         for record in records:
             progress = self._assignment.progress.get((record.topic, record.partition))
@@ -203,9 +207,7 @@ class Service:
                 receipt.settle()
 
     def _reject(self, mirror: Mirror, record: Record, error: RejectRow, receipt: Receipt) -> None:
-        task = asyncio.ensure_future(mirror.reject(record, error, receipt))
-        self._rejections.add(task)
-        task.add_done_callback(self._rejections.discard)
+        self._later(mirror.reject(record, error, receipt))
 
     def _message(self, record: Record, progress: PartitionProgress) -> None:
         """Every change committed before this time was sent before it; true of us where all that was read is done."""
@@ -245,12 +247,14 @@ class Service:
         ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.shutdown_timeout_s):
-                await asyncio.gather(*(dispatcher.drained() for dispatcher in dispatchers), *self._rejections)
+                await asyncio.gather(*(dispatcher.drained() for dispatcher in dispatchers), *self._beside)
         offsets = self._committable(partitions)
-        with contextlib.suppress(RetryLater):
-            if await self._positions.advance(offsets) is not Verdict.ADVANCED:
-                offsets = {}
+        try:
+            advanced = await self._positions.advance(offsets) is Verdict.ADVANCED
+        except RetryLater:
+            advanced = False
         self.lost(partitions)
+        offsets = offsets if advanced else {}
         log.info("revoked", partitions={f"{t}/{p}": offsets.get((t, p)) for t, p in partitions})
         return offsets
 
@@ -296,6 +300,10 @@ class Service:
             log.error("stopping_on_failure", failure=type(error).__name__, error=str(error))
         self._stop.set()
 
+    def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback or a forgotten task failed: going on could leave its records out."""
+        self._ended(context.get("exception") or StopProcess(str(context["message"])))
+
     def _hold_or_release(self) -> None:
         """Pause the topics whose queues are full or whose pipeline stopped; resume those that are half empty."""
         limits = self._config.batching
@@ -329,8 +337,9 @@ class Service:
         elif verdict is Verdict.ADVANCED:
             self._reader.commit(offsets)
             self._assignment.reported.update(offsets)
-        else:
+        elif not self._fenced:
             log.warning("fenced", partitions=[f"{t}/{p}" for t, p in offsets])
+        self._fenced = verdict is Verdict.FENCED
 
     def _committable(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         found = {}
@@ -444,9 +453,16 @@ class Service:
                 self.metrics.fresh_through.labels(source.name).set(min(fresh))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this beside the rest; if it fails, the process ends."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._beside.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._ended(error)
+
         task = asyncio.ensure_future(work)
-        self._rejections.add(task)
-        task.add_done_callback(self._rejections.discard)
+        self._beside.add(task)
+        task.add_done_callback(ended)
 
     @contextlib.asynccontextmanager
     async def _background(self, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
