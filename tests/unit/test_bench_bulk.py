@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daemon.bench.bulk import Bulk, measure_copy, measure_unchanged, pause_s, wait_for
@@ -79,6 +79,7 @@ def test_what_does_not_move_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
         wait_for(lambda: 7, 10, "x", silent)
 
 
+@example(done=9, total=10, elapsed_s=0.9)
 @given(done=st.integers(0, 1_000), total=st.integers(1, 1_000), elapsed_s=st.floats(0, 1e4))
 def test_the_pause_never_reaches_past_the_expected_end_by_more_than_its_least(
     done: int, total: int, elapsed_s: float
