@@ -1,15 +1,21 @@
-"""Faults of the network before Redis and Triton, and a frozen broker: nothing is lost, and it ends by itself."""
+"""Faults of the network before Redis, Triton and Kafka, and a frozen broker: nothing is lost, and it ends by itself."""
 
+import json
 import os
 import signal
 import time
+import uuid
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from redis import Redis
 
 from deploy.local.stack import Stack
 from tests.chaos.random_load import random_load
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.mirrored_table import DaemonProcess, MirroredTable, free_port, wait_until
+from tests.proxied_kafka import proxied_kafka
 from tests.tcp_proxy import TcpProxy, tcp_proxy
 
 FAULTS = ("latency", "reset", "silent", "bandwidth")
@@ -69,3 +75,59 @@ def test_a_broker_that_freezes_and_wakes_loses_nothing(stack: Stack, tmp_path: P
             assert daemon.process.poll() is None
     finally:
         table.close()
+
+
+def test_a_faulty_network_before_kafka_loses_nothing(stack: Stack, tmp_path: Path) -> None:
+    name = f"net{uuid.uuid4().hex[:8]}"
+    addresses = stack.addresses()
+    with proxied_kafka(tmp_path) as kafka:
+        admin = AdminClient({"bootstrap.servers": kafka.direct})
+        topics = [NewTopic(name, 2, 1), NewTopic(f"{name}.livevec.dead_letters", 1, 1)]
+        for created in admin.create_topics(topics).values():
+            created.result()
+        port = free_port()
+        config = tmp_path / "network.toml"
+        config.write_text(
+            f"""
+            kafka = {{ bootstrap_servers = "{kafka.faulty}", group_id = "{name}", session_timeout_ms = 6000 }}
+            connect = {{ url = "{addresses.connect_url}" }}
+            redis = {{ url = "{addresses.redis_url}" }}
+            embedding = {{ url = "{addresses.triton_grpc}" }}
+            telemetry = {{ address = "127.0.0.1:{port}", log_format = "json" }}
+            temporal = {{ address = "{addresses.temporal_address}", ui_url = "{addresses.temporal_ui_url}" }}
+            sources = [{{ name = "app", kind = "events" }}]
+            [[pipelines]]
+            name = "{name}"
+            source = "app"
+            topic = "{name}"
+            text = "{{text}}"
+            """
+        )
+        producer = Producer({"bootstrap.servers": kafka.direct})
+        expected: dict[str, str] = {}
+        redis = Redis.from_url(addresses.redis_url, decode_responses=True)
+        daemon = DaemonProcess(config, tmp_path / "network.log", port).wait_ready()
+        try:
+            for number, fault in enumerate(FAULTS):
+                inject(kafka.proxy, fault)
+                for step in range(100):
+                    identifier, text = str(step % 40), f"{fault} {step}"
+                    producer.produce(name, json.dumps({"text": text}), identifier)
+                    expected[identifier] = text
+                    producer.poll(0.02)
+                # Half-open connections are found out by the session's time-out, not before.
+                time.sleep(8 if fault == "silent" else 1 + number % 2)
+                kafka.proxy.heal()
+            producer.flush(30)
+
+            def texts() -> dict[str, str]:
+                keys = list(redis.scan_iter(match=f"lv:{name}:1:doc:*", count=1000))
+                return dict(redis.hmget(key, "id", "text") for key in keys)
+
+            wait_until(lambda: texts() == expected, 90, "the index holds the last event of each id")
+            assert daemon.process.poll() is None
+        finally:
+            daemon.close()
+            redis.execute_command("FT.DROPINDEX", f"{name}:1", "DD")
+            for key in redis.scan_iter(match=f"lv:*{name}*", count=1000):
+                redis.delete(key)

@@ -226,3 +226,13 @@ def test_a_topic_made_anew_is_read_from_its_beginning(mirrored: MirroredTable) -
         produce(mirrored, [envelope(key) for key in range(100, 105)])
         wait_until(lambda: daemon.outcomes().get("embedded") == 25, 90)
         assert daemon.process.poll() is None
+
+
+def test_a_document_that_the_index_cannot_take_is_told(mirrored: MirroredTable) -> None:
+    metric = f'livevec_hash_indexing_failures{{pipeline="{mirrored.name}"}}'
+    with mirrored.daemon() as daemon:
+        wait_until(lambda: daemon.metrics().get(metric) == 0)
+        key = f"lv:{mirrored.name}:1:doc:{{{mirrored.name}.00}}:foreign:0"
+        mirrored.redis.hset(key, mapping={"id": "foreign", "embedding": b"too short"})
+        wait_until(lambda: daemon.metrics()[metric] == 1)
+        assert "documents_not_indexed" in daemon.log.read_text()
