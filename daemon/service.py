@@ -359,13 +359,18 @@ class Service:
         for partition in partitions:
             self._assignment.progress[partition] = PartitionProgress()
         self._assignment.reported.clear()
-        await load_functions(self._redis)
-        applied = await self._positions.claim(partitions)
-        for mirror in self._all_mirrors():
-            await schema.ensure(self._redis, mirror.pipeline, self._parts.space)
-            await mirror.writer.mark_for_reconcile("redis_went_back")
-        for anchors in self._anchors.values():
-            await anchors.store()
+
+        async def restore() -> Mapping[Partition, int | None]:
+            await load_functions(self._redis)
+            for mirror in self._all_mirrors():
+                await schema.ensure(self._redis, mirror.pipeline, self._parts.space)
+                await mirror.writer.mark_for_reconcile("redis_went_back")
+            for anchors in self._anchors.values():
+                await anchors.store()
+            return await self._positions.claim(partitions)
+
+        # Until the seek nothing that is read is taken, so Redis is waited for here, should it leave again.
+        applied = await self._patience.call("redis", restore)
         log.error(
             "redis_went_back",
             seeking={f"{t}/{p}": applied[t, p] for t, p in partitions},

@@ -87,15 +87,17 @@ class Positions:
                 for partition, offset in offsets.items()
                 if partition in known and offset > known[partition].offset
             }
+            expected = {partition: known[partition] for partition in moves}
             updates: list[str | int] = []
             for partition, position in moves.items():
-                updates += (_field(partition), known[partition].encode(), position.encode())
+                updates += (_field(partition), expected[partition].encode(), position.encode())
             if not updates:
                 continue
             differing = await self._call(key, updates)
             if differing:
-                return _verdict(differing, known)
-            known.update(moves)
+                return _verdict(differing, expected)
+            # Partitions may have been released, or claimed anew, while Redis was asked.
+            known.update((p, moves[p]) for p, position in expected.items() if known.get(p) == position)
         return Verdict.ADVANCED
 
     async def reset(self, partition: Partition) -> None:

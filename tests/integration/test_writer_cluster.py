@@ -1,5 +1,6 @@
 """The daemon's own client, writer and positions: on one Redis and on a cluster of three."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -99,6 +100,22 @@ async def test_positions_advance_and_tell_a_redis_that_went_back_from_a_successo
     assert await second.claim([partition]) == {partition: 60}
     assert await second.advance({partition: 81}) is Verdict.ADVANCED
     assert await second.claim([]) == {}
+
+
+async def test_a_partition_released_while_redis_is_asked_is_no_surprise(client: Client) -> None:
+    partition = ("topic", 4)
+    first, second = Positions(client, "group"), Positions(client, "group")
+    await first.claim([partition])
+    advancing = asyncio.ensure_future(first.advance({partition: 10}))
+    await asyncio.sleep(0)
+    first.release([partition])
+    assert await advancing is Verdict.ADVANCED
+    await first.claim([partition])
+    await second.claim([partition])
+    fenced = asyncio.ensure_future(first.advance({partition: 20}))
+    await asyncio.sleep(0)
+    first.release([partition])
+    assert await fenced is Verdict.FENCED
 
 
 async def test_a_function_library_that_vanished_is_loaded_again(
