@@ -26,8 +26,9 @@ def publisher_settings(settings: KafkaSettings) -> dict[str, Any]:
     """librdkafka's settings for an event at a time.
 
     linger 0 sends at once (the default of 5 ms is the latency); an event of a few hundred bytes is not worth
-    compressing; acks=all with idempotence keeps the order of one key's events and costs nothing on one broker,
-    and one round trip between replicas on several: an event lost for that is a row that is stale for ever.
+    compressing; acks=all with idempotence keeps the order of one key's events. Its price on one broker, 500 events
+    each, taking turns: p50 0.17 ms against 0.16 with acks=1; between replicas it is one round trip. An event lost
+    for that would be a row that is stale for ever.
     """
     return {
         **settings.client,
