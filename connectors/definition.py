@@ -12,10 +12,9 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from connectors.rules import check_definition
-from daemon.config import Pipeline, PostgresSource
+from daemon.config import ERA_HEADER, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
 
-ERA_HEADER = "livevec.era"
 HEARTBEAT_TOPIC_PREFIX = "__debezium-heartbeat"
 MESSAGE_PREFIX = "livevec"
 RECORD_BYTES_MAX = 16 * 1024 * 1024
@@ -70,12 +69,7 @@ def heartbeat_topic(source: PostgresSource) -> str:
 
 def message_topic(source: PostgresSource) -> str:
     """Where the messages arrive that prove how far the log was read: op `m`, `source.ts_us` is their commit."""
-    return f"{source.name}.message"
-
-
-def table_topic(source: PostgresSource, pipeline: Pipeline) -> str:
-    """The topic that a pipeline reads."""
-    return pipeline.topic or f"{source.name}.{pipeline.table}"
+    return source.message_topic
 
 
 def _database(source: PostgresSource) -> dict[str, str]:

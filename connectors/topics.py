@@ -13,7 +13,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
     ResourceType,
 )
 
-from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic, table_topic
+from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic
 from connectors.finding import Finding, failed, passed
 from daemon.config import KafkaSettings, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
@@ -34,13 +34,13 @@ class Topic:
 def topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Topic]:
     """All topics of a source and its pipelines, each once."""
     found = [
-        Topic(table_topic(source, pipeline), source.topic_partitions, f"changes of {pipeline.table}")
+        Topic(pipeline.topic_name, source.topic_partitions, f"changes of {pipeline.table}")
         for pipeline in pipelines
     ]
     found.append(Topic(heartbeat_topic(source), 1, "heartbeats"))
     found.append(Topic(message_topic(source), 1, "messages that prove how far the log was read"))
     found += [
-        Topic(f"{pipeline.name}{kafka.dead_letter_topic_suffix}", 1, f"dead letters of {pipeline.name}")
+        Topic(kafka.dead_letter_topic(pipeline.name), 1, f"dead letters of {pipeline.name}")
         for pipeline in pipelines
     ]
     return list({topic.name: topic for topic in found}.values())

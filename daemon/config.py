@@ -30,6 +30,8 @@ from pydantic import (
 from daemon.errors import ConfigError
 
 LOCAL = "local"
+ERA_HEADER = "livevec.era"
+"""Header by which the connector tells the era of each record."""
 RESERVED_FIELDS = frozenset({"id", "chunk", "text", "embedding"})
 _ENVIRONMENT = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -58,6 +60,10 @@ class KafkaSettings(Settings):
     dead_letter_topic_suffix: str = Field(
         ".livevec.dead_letters", description="Appended to the pipeline's name for its dead-letter topic."
     )
+
+    def dead_letter_topic(self, pipeline: str) -> str:
+        """The dead-letter topic of the pipeline of that name."""
+        return pipeline + self.dead_letter_topic_suffix
 
 
 class ConnectSettings(Settings):
@@ -103,6 +109,11 @@ class PostgresSource(Settings):
     reread_rows_max: PositiveInt = Field(200, description="Rows fetched from the source in one re-read.")
     timeout_s: PositiveFloat = Field(10.0, description="Longest wait for one query.")
     connector: dict[str, str] = Field({}, description="More Debezium settings, passed as they are.")
+
+    @property
+    def message_topic(self) -> str:
+        """Where Debezium puts logical messages: it names the topic after the source."""
+        return f"{self.name}.message"
 
     @property
     def slot_name(self) -> str:
@@ -216,6 +227,11 @@ class Pipeline(Settings):
         False, description="Put the original bytes into dead letters; off: only coordinates."
     )
 
+    @property
+    def topic_name(self) -> str:
+        """The topic that it reads: as set, else as Debezium names the table's."""
+        return self.topic or f"{self.source}.{self.table}"
+
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Columns that the text template names, in order, each once."""
@@ -327,7 +343,7 @@ class Config(Settings):
 
     def topic(self, pipeline: Pipeline) -> str:
         """The topic a pipeline reads."""
-        return pipeline.topic or f"{pipeline.source}.{pipeline.table}"
+        return pipeline.topic_name
 
 
 def default_home() -> Path:

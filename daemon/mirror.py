@@ -162,10 +162,8 @@ async def assemble(
     layout = await parts.patience.call("redis", lambda: schema.ensure(parts.redis, pipeline, parts.space))
     writer = IndexWriter(parts.redis, layout, config.redis.pipeline_commands_max)
     metrics = parts.metrics.pipeline(pipeline.name)
-    embedding = EmbeddingBatches(
-        parts.embedder, config.embedding.batch_texts_max, config.embedding.requests_max, pipeline.index.type
-    )
-    topic = pipeline.name + config.kafka.dead_letter_topic_suffix
+    embedding = EmbeddingBatches(parts.embedder, config.embedding.batch_texts_max, pipeline.index.type)
+    topic = config.kafka.dead_letter_topic(pipeline.name)
     projector = Projector(
         builder=builder,
         chunk=Chunker(pipeline.chunking),

@@ -32,8 +32,6 @@ from daemon.telemetry.health import Health
 from daemon.telemetry.http import TelemetryServer
 from daemon.telemetry.metrics import Metrics
 
-_MESSAGE_TOPIC_SUFFIX = ".message"
-"""Debezium names the topic of logical messages after the source."""
 _ANCHOR_INTERVAL_S = 3600.0
 _HOUSEKEEPING_INTERVAL_S = 5.0
 _SOURCE_WATCH_INTERVAL_S = 60.0
@@ -122,7 +120,11 @@ class Service:
         for pipeline in config.pipelines:
             mirror = await assemble(pipeline, self._parts, self._hold_or_release, self._ended)
             self._mirrors.setdefault(config.topic(pipeline), []).append(mirror)
-        self._message_topics = {name + _MESSAGE_TOPIC_SUFFIX: name for name in self._readers}
+        self._message_topics = {
+            source.message_topic: source.name
+            for source in config.sources
+            if isinstance(source, PostgresSource)
+        }
         topics = [*self._mirrors, *self._message_topics]
         return KafkaReader(config.kafka, topics, self, asyncio.get_running_loop())
 

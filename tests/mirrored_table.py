@@ -176,7 +176,7 @@ class MirroredTable:
 
     @property
     def dead_letter_topic(self) -> str:
-        return self.name + self.config.kafka.dead_letter_topic_suffix
+        return self.config.kafka.dead_letter_topic(self.name)
 
     def connect(self) -> None:
         """Create the connector and wait until it streams."""

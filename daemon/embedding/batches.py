@@ -33,14 +33,12 @@ class EmbeddingBatches:
     Args:
         embedder: see `Embedder`.
         texts_max: texts in one request.
-        requests_max: requests in flight at once.
         vector_type: number format of the index's vectors.
     """
 
-    def __init__(self, embedder: Embedder, texts_max: int, requests_max: int, vector_type: str) -> None:
+    def __init__(self, embedder: Embedder, texts_max: int, vector_type: str) -> None:
         self._embedder = embedder
         self._texts_max = texts_max
-        self._requests = asyncio.Semaphore(requests_max)
         self._vector_type = vector_type
         self._free_at_s = 0.0
 
@@ -65,8 +63,7 @@ class EmbeddingBatches:
 
     async def _request(self, texts: Sequence[str], patience: Patience) -> list[Vector]:
         try:
-            async with self._requests:
-                vectors = await patience.call("embedder", lambda: self._embedder.embed(texts))
+            vectors = await patience.call("embedder", lambda: self._embedder.embed(texts))
         except (SplitBatch, RejectRow) as error:
             if len(texts) == 1:
                 reason = error.reason if isinstance(error, RejectRow) else "refused_by_model"

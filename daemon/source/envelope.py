@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import orjson
 
+from daemon.config import ERA_HEADER
 from daemon.core.change import Change, Operation, Row
 from daemon.core.version import LogVersion
 from daemon.errors import RejectRow, StopPipeline
@@ -18,7 +19,6 @@ from daemon.source.record import Record
 Widen = Callable[[int, int, int], int]
 """(xid modulo 2^32, era, lsn) -> xid in 64 bits."""
 
-ERA_HEADER = "livevec.era"
 _PLACEHOLDER = "__debezium_unavailable_value"
 _PLACEHOLDERS = frozenset({_PLACEHOLDER, base64.b64encode(_PLACEHOLDER.encode()).decode()})
 

@@ -131,7 +131,7 @@ async def opened(config: Config, pipeline: Pipeline, *, vectors: bool) -> AsyncI
         builder = document_builder(pipeline, space)
         layout = Layout(pipeline.name, schema.FIRST_VERSION)
         writer = IndexWriter(client, layout, config.redis.pipeline_commands_max)
-        limits = config.embedding.batch_texts_max, config.embedding.requests_max
+        texts_max = config.embedding.batch_texts_max
         subject = Subject(
             pipeline=pipeline.name,
             reader=reader,
@@ -140,12 +140,12 @@ async def opened(config: Config, pipeline: Pipeline, *, vectors: bool) -> AsyncI
             builder=builder,
             chunk=Chunker(pipeline.chunking),
             stored=StoredDocuments(client, writer),
-            embedding=EmbeddingBatches(embedder, *limits, "FLOAT32") if vectors else None,
+            embedding=EmbeddingBatches(embedder, texts_max, "FLOAT32") if vectors else None,
             patience=patience,
             vector_type=pipeline.index.type,
             dimension=space.dimension,
         )
-        embedding = EmbeddingBatches(embedder, *limits, pipeline.index.type)
+        embedding = EmbeddingBatches(embedder, texts_max, pipeline.index.type)
         yield Session(
             config,
             pipeline,

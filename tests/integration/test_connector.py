@@ -7,8 +7,8 @@ import pytest
 
 from connectors import slot
 from connectors.connect import Applied, KafkaConnect
-from connectors.definition import ERA_HEADER, RECORD_BYTES_MAX, heartbeat_topic, message_topic
-from daemon.config import ConnectSettings
+from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic
+from daemon.config import ERA_HEADER, ConnectSettings
 from daemon.errors import ConnectorError
 from deploy.local.stack import Stack
 from tests.captured_source import CapturedSource, Envelope, count, end_offset

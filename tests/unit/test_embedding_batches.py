@@ -50,7 +50,7 @@ def patience() -> Patience:
 
 
 def batches(embedder: RefusingEmbedder, texts_max: int = 100) -> EmbeddingBatches:
-    return EmbeddingBatches(embedder, texts_max, 4, "FLOAT32")
+    return EmbeddingBatches(embedder, texts_max, "FLOAT32")
 
 
 async def test_a_bad_text_is_refused_alone(patience: Patience) -> None:
