@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 
 from connectors.column_types import CAPTURED, CAPTURED_ELEMENTS, STEADY, STEADY_ELEMENTS
-from daemon.config import Pipeline
+from daemon.settings import Pipeline
 
 Connection = psycopg.Connection[Any]
 

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import httpx
 
 from connectors import slot
-from daemon.config import ConnectSettings, PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import ConnectSettings, PostgresSource
 
 _POLL_S = 0.1
 _CONFLICT_POLL_S = 0.2

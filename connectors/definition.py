@@ -12,8 +12,8 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from connectors.rules import check_definition
-from daemon.config import ERA_HEADER, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import ERA_HEADER, Pipeline, PostgresSource
 
 HEARTBEAT_TOPIC_PREFIX = "__debezium-heartbeat"
 MESSAGE_PREFIX = "livevec"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from connectors import slot
 from connectors.catalog import key_columns, needed_columns, read_table
-from daemon.config import Pipeline, PostgresSource
+from daemon.settings import Pipeline, PostgresSource
 
 
 def exclusions(source: PostgresSource, pipelines: Sequence[Pipeline]) -> tuple[str, ...]:

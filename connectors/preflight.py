@@ -17,8 +17,8 @@ from connectors.prepare import prepare
 from connectors.rules import check_definition
 from connectors.tables import check_table
 from connectors.topics import check_topics
-from daemon.config import KafkaSettings, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import KafkaSettings, Pipeline, PostgresSource
 
 __all__ = ["Finding", "check", "check_definition", "prepare"]
 

@@ -8,8 +8,8 @@ from psycopg import sql
 
 from connectors import slot
 from connectors.topics import create_topics
-from daemon.config import KafkaSettings, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import KafkaSettings, Pipeline, PostgresSource
 
 Connection = psycopg.Connection[Any]
 _OPERATIONS = "publish = 'insert, update, delete, truncate'"

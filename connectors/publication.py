@@ -6,7 +6,7 @@ from psycopg import sql
 
 from connectors.catalog import Connection, Table
 from connectors.finding import Finding, failed, passed
-from daemon.config import PostgresSource
+from daemon.settings import PostgresSource
 
 
 def check_publication(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import psycopg
 
-from daemon.config import PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import PostgresSource
 
 _POLL_S = 0.05
 

@@ -9,7 +9,7 @@ from connectors.catalog import Column, Connection, Table, key_columns, needed_co
 from connectors.column_types import KEYS, NUMBERS
 from connectors.finding import Finding, failed, passed
 from connectors.publication import check_publication
-from daemon.config import Pipeline, PostgresSource
+from daemon.settings import Pipeline, PostgresSource
 
 _KINDS = {
     "v": "a view",

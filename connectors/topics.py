@@ -15,8 +15,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
 
 from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic
 from connectors.finding import Finding, failed, passed
-from daemon.config import KafkaSettings, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import KafkaSettings, Pipeline, PostgresSource
 
 _TIMEOUT_S = 10.0
 _LEGAL = re.compile(r"[A-Za-z0-9._-]{1,249}")

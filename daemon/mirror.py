@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from daemon.config import BatchingSettings, Config, Pipeline, PostgresSource
 from daemon.core.batching import Aimd, Deadline, Fixed, Limits, Policy, Waiting
 from daemon.core.change import Change, Operation, Row
 from daemon.core.document import DocumentBuilder, Field
@@ -21,6 +20,7 @@ from daemon.index.layout import document_id
 from daemon.index.writer import IndexWriter
 from daemon.patience import Patience
 from daemon.pipeline import Projector
+from daemon.settings import BatchingSettings, Config, Pipeline, PostgresSource
 from daemon.source.anchors import XidAnchors
 from daemon.source.dead_letters import DeadLetterProducer, DeadLetterTopic
 from daemon.source.envelope import EnvelopeDecoder, key_text

@@ -5,8 +5,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from daemon.config import RetrySettings
 from daemon.errors import RetryLater
+from daemon.settings import RetrySettings
 from daemon.telemetry.health import Health
 
 T = TypeVar("T")

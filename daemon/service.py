@@ -10,7 +10,6 @@ from typing import Any
 
 import structlog
 
-from daemon.config import Config, PostgresSource
 from daemon.core.change import Outcome
 from daemon.core.progress import PartitionProgress, Receipt
 from daemon.embedding.factory import make_embedder
@@ -21,6 +20,7 @@ from daemon.index.positions import Positions, Verdict
 from daemon.index.writer import load_functions
 from daemon.mirror import Mirror, Parts, assemble
 from daemon.patience import Patience
+from daemon.settings import Config, PostgresSource
 from daemon.source.anchors import XidAnchors
 from daemon.source.dead_letters import DeadLetterProducer
 from daemon.source.envelope import message_time_s

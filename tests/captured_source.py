@@ -16,7 +16,7 @@ from connectors.connect import KafkaConnect
 from connectors.definition import heartbeat_topic, render
 from connectors.exclusions import exclusions
 from connectors.prepare import prepare
-from daemon.config import ConnectSettings, KafkaSettings, MetadataField, Pipeline, PostgresSource
+from daemon.settings import ConnectSettings, KafkaSettings, MetadataField, Pipeline, PostgresSource
 from deploy.local.stack import Addresses
 
 

@@ -24,7 +24,8 @@ from redis import Redis
 from connectors.connect import KafkaConnect
 from connectors.definition import heartbeat_topic, message_topic, render
 from connectors.prepare import prepare
-from daemon.config import Config, PostgresSource, load
+from daemon.config import load
+from daemon.settings import Config, PostgresSource
 from deploy.local.stack import Stack
 
 DDL = "id bigint primary key, title text, body text, category text, price numeric(10,2)"

@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 
-from daemon.config import EmbeddingSettings
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
+from daemon.settings import EmbeddingSettings
 
 TEXTS_PER_REQUEST = 64
 REQUESTS_IN_FLIGHT = 2

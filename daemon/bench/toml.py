@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from daemon.config import Config
+from daemon.settings import Config
 
 
 def to_toml(config: Config) -> str:

@@ -28,9 +28,10 @@ from daemon.cli.child import ChildProcess, DaemonChild
 from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
 from daemon.cli.librdkafka import quiet_log
-from daemon.config import Config, Pipeline, PostgresSource, default_home
+from daemon.config import default_home
 from daemon.core.change import Outcome
 from daemon.errors import ConfigError, LivevecError
+from daemon.settings import Config, Pipeline, PostgresSource
 
 NAME = "livevec_bench"
 FLOOR = "livevec_bench_floor"

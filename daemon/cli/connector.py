@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from connectors.connect import KafkaConnect
     from connectors.finding import Finding
     from daemon.cli.console import Steps
-    from daemon.config import Config, Pipeline, PostgresSource
+    from daemon.settings import Config, Pipeline, PostgresSource
 
 STREAMING_TIMEOUT_S = 60.0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from daemon.config import Config, Pipeline, PostgresSource
+    from daemon.settings import Config, Pipeline, PostgresSource
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -52,8 +52,8 @@ def postgres_sources(config: "Config", name: str | None) -> "list[PostgresSource
     Raises:
         ConfigError: there is none.
     """
-    from daemon.config import PostgresSource
     from daemon.errors import ConfigError
+    from daemon.settings import PostgresSource
 
     sources = [source for source in config.sources if isinstance(source, PostgresSource)]
     found = [source for source in sources if name in (None, source.name)]

@@ -131,7 +131,8 @@ class _Demo:
         from daemon.cli.connector import apply_source, reading
         from daemon.cli.demo_steps import Catalog
         from daemon.cli.stack import reporter
-        from daemon.config import PostgresSource, load, resolve_local
+        from daemon.config import load, resolve_local
+        from daemon.settings import PostgresSource
         from deploy.local.artifacts import default_cache
         from deploy.local.corpus import texts
 

@@ -15,11 +15,11 @@ import redis
 from redis.exceptions import RedisError
 
 from daemon.cli.search import embed_query
-from daemon.config import LOCAL, Config, Pipeline, PostgresSource
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConfigError, LivevecError
 from daemon.index.connection import connect
 from daemon.index.reader import Hit, knn
+from daemon.settings import LOCAL, Config, Pipeline, PostgresSource
 from deploy.local.corpus import CorpusEntry
 
 PIPELINE = "catalog"

@@ -17,13 +17,13 @@ from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.cli.daemon_http import DaemonHttp
 from daemon.cli.librdkafka import quiet_log
 from daemon.cli.probe_result import Findings, Freshness, IndexState, Part, PartitionLag, Report, SlotState
-from daemon.config import Config, Pipeline, PostgresSource
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConnectorError, LivevecError, StopProcess
 from daemon.index.connection import Client, connect, translated
 from daemon.index.layout import Layout
 from daemon.index.schema import FIRST_VERSION
 from daemon.index.writer import IndexWriter
+from daemon.settings import Config, Pipeline, PostgresSource
 from daemon.source.kafka import consumer_settings
 
 _CALL_TIMEOUT_S = 3.0

@@ -26,7 +26,7 @@ def publish(
     """Write the JSON objects on standard input, one a line, as events; each is searchable soon after."""
     from daemon.bench.percentiles import percentiles_ms
     from daemon.cli import console
-    from daemon.config import EventSource
+    from daemon.settings import EventSource
     from daemon.source import publisher
 
     config = given.resolved(context)

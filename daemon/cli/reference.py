@@ -10,7 +10,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from daemon.config import Config, EventSource, PostgresSource
+from daemon.settings import Config, EventSource, PostgresSource
 
 _MASK = "**********"
 _INTRODUCTION = """# Configuration

@@ -11,9 +11,9 @@ from daemon.cli import context as given
 from daemon.cli.context import Json
 
 if TYPE_CHECKING:
-    from daemon.config import Config, Pipeline
     from daemon.embedding.embedder import Embedder, Embeddings
     from daemon.index.reader import Hit
+    from daemon.settings import Config, Pipeline
 
 _TEXT_SHOWN = 200
 

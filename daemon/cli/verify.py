@@ -11,7 +11,7 @@ from daemon.cli.context import Json
 
 if TYPE_CHECKING:
     from daemon.cli.console import Steps
-    from daemon.config import Config, Pipeline
+    from daemon.settings import Config, Pipeline
     from daemon.verify.checker import OnProgress
     from daemon.verify.differences import Report
 

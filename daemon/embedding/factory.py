@@ -1,9 +1,9 @@
 """The embedder that the configuration names."""
 
-from daemon.config import EmbeddingSettings
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.triton import TritonEmbedder
 from daemon.errors import ConfigError
+from daemon.settings import EmbeddingSettings
 
 
 def make_embedder(settings: EmbeddingSettings) -> Embedder:

@@ -6,9 +6,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from daemon.config import ChunkingSettings
 from daemon.core.chunking import chunks
 from daemon.errors import ConfigError
+from daemon.settings import ChunkingSettings
 
 
 class Chunker:

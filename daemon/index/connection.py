@@ -10,8 +10,8 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from daemon.config import RedisSettings
 from daemon.errors import FailureClass, RejectRow, RetryLater, StopProcess
+from daemon.settings import RedisSettings
 
 Client = Redis | RedisCluster
 

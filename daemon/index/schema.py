@@ -8,12 +8,12 @@ import redis.exceptions as redis_errors
 from redis.commands.search.field import Field, NumericField, TagField, TextField, VectorField
 from redis.commands.search.index_definition import IndexDefinition, IndexType
 
-from daemon.config import Pipeline
 from daemon.core.document import TAG_SEPARATOR
 from daemon.embedding.embedder import EmbeddingSpace
 from daemon.errors import ConfigError
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout, versions_key
+from daemon.settings import Pipeline
 
 FIRST_VERSION = 1
 

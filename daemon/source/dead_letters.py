@@ -5,9 +5,9 @@ import time
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from daemon.config import KafkaSettings
 from daemon.core.queue import Item
 from daemon.errors import RejectRow, RetryLater, StopProcess
+from daemon.settings import KafkaSettings
 from daemon.source.kafka import LibrdkafkaLog, consumer_settings
 from daemon.source.record import Record
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import orjson
 
-from daemon.config import ERA_HEADER
 from daemon.core.change import Change, Operation, Row
 from daemon.core.version import LogVersion
 from daemon.errors import RejectRow, StopPipeline
+from daemon.settings import ERA_HEADER
 from daemon.source.record import Record
 
 Widen = Callable[[int, int, int], int]

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import orjson
 
-from daemon.config import PostgresSource
 from daemon.errors import StopPipeline, StopProcess
 from daemon.index.connection import Client, translated
 from daemon.index.layout import identity_key, partitions_key
+from daemon.settings import PostgresSource
 from daemon.source.postgres import PostgresReader
 
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from daemon.config import KafkaSettings
 from daemon.errors import RetryLater, StopProcess
+from daemon.settings import KafkaSettings
 from daemon.source.record import Record
 
 Partition = tuple[str, int]

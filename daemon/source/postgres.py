@@ -12,10 +12,10 @@ from typing import Any
 
 from psycopg import AsyncCursor, sql
 
-from daemon.config import PostgresSource
 from daemon.core.change import Row
 from daemon.core.version import Anchor, SnapshotVersion
 from daemon.errors import StopPipeline
+from daemon.settings import PostgresSource
 from daemon.source.postgres_pool import Pool, one_row, one_value
 from daemon.source.postgres_schema import ColumnInfo, TableSchema, read_schema
 from daemon.source.postgres_values import Codec

@@ -7,8 +7,8 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from daemon.config import PostgresSource
 from daemon.errors import StopPipeline
+from daemon.settings import PostgresSource
 from daemon.source.postgres_errors import translated
 from daemon.source.postgres_values import SESSION
 

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from daemon.config import KafkaSettings
 from daemon.errors import LivevecError
+from daemon.settings import KafkaSettings
 from daemon.source.kafka import LibrdkafkaLog
 
 _QUEUE_FULL_POLL_S = 0.05

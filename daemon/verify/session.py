@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from daemon.config import Config, Pipeline, PostgresSource
 from daemon.core.change import Outcome
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.embedding.factory import make_embedder
@@ -18,6 +17,7 @@ from daemon.index.writer import IndexWriter, load_functions
 from daemon.mirror import TableRows, document_builder
 from daemon.patience import Patience
 from daemon.pipeline import Projector
+from daemon.settings import Config, Pipeline, PostgresSource
 from daemon.source.postgres import PostgresReader
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics

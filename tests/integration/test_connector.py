@@ -8,8 +8,8 @@ import pytest
 from connectors import slot
 from connectors.connect import Applied, KafkaConnect
 from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic
-from daemon.config import ERA_HEADER, ConnectSettings
 from daemon.errors import ConnectorError
+from daemon.settings import ERA_HEADER, ConnectSettings
 from deploy.local.stack import Stack
 from tests.captured_source import CapturedSource, Envelope, count, end_offset
 from tests.mirrored_table import wait_until

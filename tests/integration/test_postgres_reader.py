@@ -12,9 +12,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from daemon.config import PostgresSource
 from daemon.core.version import LogVersion, SnapshotVersion, replaces
 from daemon.errors import RetryLater, StopPipeline
+from daemon.settings import PostgresSource
 from daemon.source.postgres import BlockingTransaction, PostgresReader
 from daemon.source.postgres_errors import _RETRIED_CLASSES, failure
 from tests.postgres_cluster import PostgresCluster, postgres_cluster

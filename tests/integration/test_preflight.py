@@ -14,8 +14,8 @@ from connectors import preflight
 from connectors.definition import RECORD_BYTES_MAX
 from connectors.finding import Finding
 from connectors.prepare import prepare
-from daemon.config import KafkaSettings, MetadataField, Pipeline, PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import KafkaSettings, MetadataField, Pipeline, PostgresSource
 from deploy.local.stack import Stack
 from tests.captured_source import CapturedSource
 from tests.mirrored_table import wait_until

@@ -14,7 +14,8 @@ from daemon.bench.load import LoadRow, Table, rows_of
 from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.bench.report import latency_report
 from daemon.bench.toml import to_toml
-from daemon.config import Config, parse
+from daemon.config import parse
+from daemon.settings import Config
 
 SENTENCES = ["a small domesticated feline that purrs", "turns light into energy", "played with a bow"]
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from daemon.cli.reference import markdown, masked, sections
-from daemon.config import Config, EventSource, load, parse
+from daemon.config import load, parse
+from daemon.settings import Config, EventSource
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "daemon.toml"

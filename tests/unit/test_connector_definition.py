@@ -7,8 +7,8 @@ from pydantic import SecretStr
 
 from connectors.definition import render
 from connectors.rules import check_definition
-from daemon.config import Pipeline, PostgresSource
 from daemon.errors import ConnectorError
+from daemon.settings import Pipeline, PostgresSource
 
 
 def source(**settings: object) -> PostgresSource:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from daemon.config import RetrySettings
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.embedding.embedder import EmbeddingSpace
 from daemon.errors import RejectRow, RetryLater, SplitBatch, StopProcess
 from daemon.patience import Patience
+from daemon.settings import RetrySettings
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 
