@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 
+import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
 from daemon.core.queue import Item
 from daemon.errors import RejectRow, RetryLater, StopProcess
+from daemon.index.layout import document_key
 from daemon.settings import KafkaSettings
 from daemon.source.kafka import LibrdkafkaLog, consumer_settings
 from daemon.source.record import Record
@@ -20,10 +23,20 @@ class DeadLetterTopic:
         topic: the dead-letter topic.
         pipeline: its name.
         keep_bytes: also write the original record's value.
+        key_columns: the primary key's, for rows that were read from the table and have no record; its values stand
+            as text in the dead letter's key.
     """
 
-    def __init__(self, producer: "DeadLetterProducer", topic: str, pipeline: str, keep_bytes: bool) -> None:
+    def __init__(
+        self,
+        producer: "DeadLetterProducer",
+        topic: str,
+        pipeline: str,
+        keep_bytes: bool,
+        key_columns: Sequence[str] = (),
+    ) -> None:
         self._producer = producer
+        self._key_columns = tuple(key_columns)
         self.topic = topic
         self._pipeline = pipeline
         self._keep_bytes = keep_bytes
@@ -35,24 +48,32 @@ class DeadLetterTopic:
             RetryLater: Kafka is away.
             StopProcess: the topic is missing or forbidden.
         """
-        assert isinstance(item.record, Record)
-        record, version = item.record, item.change.version
+        record = item.record if isinstance(item.record, Record) else None
+        version = item.change.version
         headers: dict[str, str] = {
             "livevec.pipeline": self._pipeline,
             "livevec.document": item.id,
             "livevec.reason": error.reason,
             "livevec.message": str(error),
             "livevec.version": version.encode() if version else "",
-            "livevec.topic": record.topic,
-            "livevec.partition": str(record.partition),
-            "livevec.offset": str(record.offset),
+            "livevec.topic": record.topic if record else "",
+            "livevec.partition": str(record.partition) if record else "",
+            "livevec.offset": str(record.offset) if record else "",
             "livevec.operation": item.change.operation.value,
             "livevec.committed_at_s": f"{item.change.committed_at_s:.6f}",
             "livevec.dead_lettered_at_s": f"{time.time():.6f}",
             "livevec.attempts": "1",
         }
-        value = record.value if self._keep_bytes else None
-        await self._producer.send(self.topic, record.key, value, headers)
+        key = record.key if record else self._row_key(item.id)
+        value = record.value if record and self._keep_bytes else None
+        await self._producer.send(self.topic, key, value, headers)
+
+    def _row_key(self, identifier: str) -> bytes:
+        """The key of a row that was read from the table, as Debezium would write it but for its types."""
+        if not self._key_columns:
+            return identifier.encode()
+        values = document_key(identifier, len(self._key_columns))
+        return orjson.dumps(dict(zip(self._key_columns, values, strict=True)))
 
 
 class DeadLetterProducer:
