@@ -158,7 +158,7 @@ class KafkaReader:
                 self._explain(error, message)
             elif (message.topic(), message.partition()) in self._assignment:
                 self._missing.discard(str(message.topic()))
-                records.append(_record(message, received_at_s))
+                records.append(record_of(message, received_at_s))
         if records:
             self._loop.call_soon_threadsafe(self._listener.received, records, self._seeks)
 
@@ -300,7 +300,8 @@ def _offset(offset: int | None) -> int:
     return OFFSET_BEGINNING if offset is None else offset
 
 
-def _record(message: Message, received_at_s: float) -> Record:
+def record_of(message: Message, received_at_s: float) -> Record:
+    """A record as the rest of the daemon takes it; not for a message that carries an error."""
     headers = message.headers()
     _, timestamp_ms = message.timestamp()
     return Record(
