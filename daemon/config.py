@@ -82,8 +82,10 @@ def resolve_local(config: Config, home: Path | None = None) -> Config:
             return _with(item, dsn=SecretStr(address(item.dsn.get_secret_value(), "postgres_dsn")))
         return item
 
-    metrics = address(config.telemetry.address, "metrics_url")
-    embedding = config.embedding
+    def listen(value: str, key: str) -> str:
+        return address(value, key).removeprefix("http://").removesuffix("/metrics")
+
+    embedding, worker = config.embedding, config.temporal.worker
     return _with(
         config,
         kafka=_with(
@@ -96,8 +98,13 @@ def resolve_local(config: Config, home: Path | None = None) -> Config:
             config.temporal,
             address=address(config.temporal.address, "temporal_address"),
             ui_url=address(config.temporal.ui_url, "temporal_ui_url"),
+            worker=_with(
+                worker,
+                metrics_address=listen(worker.metrics_address, "worker_metrics_url"),
+                sdk_metrics_address=listen(worker.sdk_metrics_address, "worker_sdk_metrics_url"),
+            ),
         ),
-        telemetry=_with(config.telemetry, address=metrics.removeprefix("http://").removesuffix("/metrics")),
+        telemetry=_with(config.telemetry, address=listen(config.telemetry.address, "metrics_url")),
         sources=tuple(source(item) for item in config.sources),
     )
 

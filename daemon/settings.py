@@ -4,6 +4,7 @@ Each field's description is the reference documentation: docs/configuration.md i
 (`livevec config docs`). daemon/config.py reads the file.
 """
 
+import base64
 import difflib
 import re
 import string
@@ -145,6 +146,16 @@ class BatchingSettings(Settings):
     )
 
 
+class SlowLaneSettings(Settings):
+    request_ms_max: PositiveFloat = Field(
+        20.0, description="Longest request to the embedder: what a live change may have to wait for one."
+    )
+    requests_max: PositiveInt = Field(2, description="Requests at the embedder at once, of one worker.")
+    parts_in_flight_max: PositiveInt = Field(
+        4, description="Requests and the writes that follow them, before the next rows are taken."
+    )
+
+
 class RetrySettings(Settings):
     backoff_ms_min: PositiveInt = Field(50, description="First wait after a part failed.")
     backoff_ms_max: PositiveInt = Field(5_000, description="Longest wait between two tries.")
@@ -255,11 +266,62 @@ class TelemetrySettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
 
+class WorkerSettings(Settings):
+    """`livevec worker`."""
+
+    activities_max: PositiveInt = Field(8, description="Activities of one worker at once.")
+    workflow_tasks_max: Annotated[int, Field(ge=2)] = Field(
+        16, description="Decisions of workflows that one worker makes at once."
+    )
+    metrics_address: str = Field(
+        LOCAL, description="`host:port` of the worker's own /metrics, /healthz, /readyz; or `local`."
+    )
+    sdk_metrics_address: str = Field(
+        LOCAL, description="`host:port` of the /metrics of Temporal's SDK in the worker; or `local`."
+    )
+    deployment: str = Field(
+        "livevec",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="Name of the worker deployment; empty: no worker versioning.",
+    )
+    build_id: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.+-]*$",
+        description="Build id; empty: the package's version and a hash of its workflows.",
+    )
+    become_current: bool = Field(
+        True, description="A worker that starts makes its build the one that workflows run on."
+    )
+
+
 class TemporalSettings(Settings):
     address: str = Field(LOCAL, description="`host:port` of the frontend, or `local`.")
     namespace: str = Field("livevec", description="Namespace.")
     task_queue: str = Field("livevec", description="Task queue of `livevec worker`.")
     ui_url: str = Field(LOCAL, description="Address of Temporal's UI, for links; or `local`.")
+    tls: bool = Field(False, description="Speak TLS, as Temporal Cloud asks for.")
+    api_key: SecretStr = Field(SecretStr(""), description="API key of the namespace; needs `tls`.")
+    codec_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key that encrypts what workflows are given and answer: 32 bytes in base64; empty: plain.",
+    )
+    codec_keys_old: tuple[SecretStr, ...] = Field(
+        (), description="Former keys: they still decrypt, and encrypt nothing."
+    )
+    worker: WorkerSettings = WorkerSettings()
+
+    @field_validator("codec_key", "codec_keys_old")
+    @classmethod
+    def _keys(cls, given: SecretStr | tuple[SecretStr, ...]) -> SecretStr | tuple[SecretStr, ...]:
+        for key in given if isinstance(given, tuple) else (given,):
+            text = key.get_secret_value()
+            try:
+                size_bytes = len(base64.b64decode(text, validate=True))
+            except ValueError:
+                size_bytes = -1
+            if text and size_bytes != 32:
+                raise ValueError("not 32 bytes in base64; `openssl rand -base64 32` makes a key")
+        return given
 
 
 class LocalSettings(Settings):
@@ -276,6 +338,7 @@ class Config(Settings):
     redis: RedisSettings = RedisSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     batching: BatchingSettings = BatchingSettings()
+    slow_lane: SlowLaneSettings = SlowLaneSettings()
     retry: RetrySettings = RetrySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     temporal: TemporalSettings = TemporalSettings()

@@ -29,9 +29,12 @@ class TelemetryServer:
 
     Args:
         address: `host:port`.
+        setting: where that is set, for errors.
     """
 
-    def __init__(self, address: str, metrics: Metrics, health: Health) -> None:
+    def __init__(
+        self, address: str, metrics: Metrics, health: Health, setting: str = "telemetry.address"
+    ) -> None:
         self._metrics = metrics
         self._health = health
         host, _, port = address.rpartition(":")
@@ -41,7 +44,7 @@ class TelemetryServer:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"telemetry.address {address!r} cannot be served ({error}); is another daemon running there?"
+                f"{setting} {address!r} cannot be served ({error}); is another livevec running there?"
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="telemetry", daemon=True)
 

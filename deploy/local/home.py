@@ -45,6 +45,8 @@ class Addresses:
     temporal_address: str
     temporal_ui_url: str
     metrics_url: str
+    worker_metrics_url: str
+    worker_sdk_metrics_url: str
 
     @classmethod
     def of(cls, ports: Mapping[str, int]) -> Self:
@@ -61,6 +63,8 @@ class Addresses:
             temporal_address=at("temporal"),
             temporal_ui_url=f"http://{at('temporal_ui')}",
             metrics_url=f"http://{at('metrics')}/metrics",
+            worker_metrics_url=f"http://{at('worker_metrics')}/metrics",
+            worker_sdk_metrics_url=f"http://{at('worker_sdk_metrics')}/metrics",
         )
 
 

@@ -20,7 +20,12 @@ NAMES = (
     "temporal_ui",
     "temporal_metrics",
     "metrics",
+    "worker_metrics",
+    "worker_sdk_metrics",
 )
+OUTSIDE = frozenset(("metrics", "worker_metrics", "worker_sdk_metrics"))
+"""Where the daemon and the worker listen: they may outlive a stack, and hold their ports already."""
+
 # Below the kernel's ephemeral range: while a server is down, no client's outgoing connection can take its port.
 CHOICE = range(20_000, 32_000)
 
@@ -47,14 +52,13 @@ def check_names(ports: Mapping[str, int]) -> None:
 def choose(fixed: Mapping[str, int], remembered: Mapping[str, int]) -> dict[str, int]:
     """One port for every name. Raises StackError where a fixed one is taken or given twice.
 
-    A remembered port that somebody else took meanwhile is replaced. `metrics` may be taken: by the daemon,
-    which outlives a stack.
+    A remembered port that somebody else took meanwhile is replaced; those of `OUTSIDE` may be taken.
     """
     chosen: dict[str, int] = {}
     for name, port in fixed.items():
         if port in chosen.values():
             raise StackError(f"port {port} is given twice; give {name} another one")
-        if name != "metrics" and not is_free(port):
+        if name not in OUTSIDE and not is_free(port):
             raise StackError(
                 f"port {port}, fixed for {name}, is taken by another process; "
                 f"free it, or change or remove {name} under [local.ports]"
@@ -64,7 +68,7 @@ def choose(fixed: Mapping[str, int], remembered: Mapping[str, int]) -> dict[str,
         if name in chosen:
             continue
         port = remembered.get(name, 0)
-        if port in chosen.values() or not (port and (name == "metrics" or is_free(port))):
+        if port in chosen.values() or not (port and (name in OUTSIDE or is_free(port))):
             port = _free(set(chosen.values()) | set(remembered.values()))
         chosen[name] = port
     return chosen

@@ -1,0 +1,88 @@
+"""Being asked to end early, and telling Temporal that one is alive."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from temporalio import activity
+
+T = TypeVar("T")
+_BEAT_INTERVAL_S = 1.0
+
+
+class Interruption:
+    """Set once the workflow cancels the activity (a pause, a throttle, a cancel) or the worker is told to stop.
+
+    A step that runs is finished, so that its work is not done twice; then the activity returns what it has done.
+    """
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        self._asked.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Sleep for so long, or until asked; answers whether it was."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), timeout_s)
+        return self.asked
+
+
+async def interruptible(
+    work: Callable[[Interruption], Coroutine[Any, Any, T]], beat: Callable[[], tuple[Any, ...]]
+) -> T:
+    """The result of `work`, which looks at its interruption between two steps. Heartbeats meanwhile.
+
+    Args:
+        beat: what a heartbeat carries now: what another attempt goes on from, then a `Beat`.
+    """
+    interruption = Interruption()
+    task = asyncio.ensure_future(work(interruption))
+    async with heartbeating(beat), _stopping(interruption):
+        while True:
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise
+                interruption.ask()
+
+
+@contextlib.asynccontextmanager
+async def heartbeating(beat: Callable[[], tuple[Any, ...]]) -> AsyncIterator[None]:
+    """Heartbeats while the block runs, also while a part that is away is waited for."""
+
+    async def go_on() -> None:
+        while True:
+            activity.heartbeat(*beat())
+            await asyncio.sleep(_BEAT_INTERVAL_S)
+
+    async with _beside(go_on()):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _stopping(interruption: Interruption) -> AsyncIterator[None]:
+    async def wait() -> None:
+        await activity.wait_for_worker_shutdown()
+        interruption.ask()
+
+    async with _beside(wait()):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

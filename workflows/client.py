@@ -1,0 +1,229 @@
+"""The way to Temporal: connecting, starting a workflow, following it to its end, and its address in the UI."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+)
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes
+from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
+
+from daemon.errors import WorkflowError
+from daemon.settings import Config, Pipeline, TemporalSettings
+from workflows import search_attributes
+from workflows.codec import codec
+from workflows.progress import Beat, Contract, Progress, beating
+
+_QUERY_TIMEOUT = timedelta(seconds=2)
+_GONE = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
+
+
+def data_converter(settings: TemporalSettings) -> DataConverter:
+    """Pydantic values as JSON, encrypted where a key is configured; then failures are as well."""
+    encrypting = codec(settings)
+    if encrypting is None:
+        return pydantic_data_converter
+    return dataclasses.replace(
+        pydantic_data_converter,
+        payload_codec=encrypting,
+        failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
+    )
+
+
+async def connect(config: Config, runtime: Runtime | None = None) -> Client:
+    """A client of the configured namespace.
+
+    Args:
+        runtime: of the SDK, where it has its own metrics.
+
+    Raises:
+        WorkflowError: Temporal is away, refuses, or has no such namespace; says what to do.
+    """
+    settings = config.temporal
+    key = settings.api_key.get_secret_value()
+    try:
+        client = await Client.connect(
+            settings.address,
+            namespace=settings.namespace,
+            data_converter=data_converter(settings),
+            tls=settings.tls,
+            api_key=key or None,
+            runtime=runtime,
+        )
+        await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=settings.namespace), timeout=timedelta(seconds=10)
+        )
+    except (RuntimeError, RPCError) as error:
+        raise _unreachable(error, settings) from error
+    return client
+
+
+def _unreachable(error: RuntimeError | RPCError, settings: TemporalSettings) -> WorkflowError:
+    status = error.status if isinstance(error, RPCError) else None
+    if status is RPCStatusCode.NOT_FOUND:
+        return WorkflowError(
+            f"Temporal at {settings.address} has no namespace {settings.namespace!r}; correct temporal.namespace, "
+            f"or make it: `temporal operator namespace create {settings.namespace}`"
+        )
+    if status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
+        return WorkflowError(
+            f"Temporal at {settings.address} refused this client; check temporal.api_key and temporal.tls"
+        )
+    reason = str(error).partition("\n")[0][:160]
+    return WorkflowError(
+        f"Temporal cannot be reached at {settings.address} ({reason}); is it up at temporal.address?"
+    )
+
+
+def ui_address(config: Config, workflow_id: str, run_id: str | None = None) -> str:
+    """Where the workflow (or one run of it) is shown in Temporal's UI."""
+    settings = config.temporal
+    address = (
+        f"{settings.ui_url.rstrip('/')}/namespaces/{settings.namespace}/workflows/{quote(workflow_id, '')}"
+    )
+    return f"{address}/{quote(run_id, '')}" if run_id else address
+
+
+async def start(
+    client: Client,
+    config: Config,
+    run: Callable[[Any, Any], Any],
+    argument: Contract,
+    *,
+    workflow_id: str,
+    pipeline: Pipeline,
+    summary: str,
+    details: str = "",
+) -> WorkflowHandle[Any, Any]:
+    """Start a workflow, one at a time under its id.
+
+    Args:
+        run: the workflow's method, e.g. `Backfill.run`.
+        summary: one line for the UI's list; markdown.
+        details: more, for its page; markdown.
+
+    Raises:
+        WorkflowError: one runs already, or Temporal refuses.
+    """
+    try:
+        return await client.start_workflow(
+            run,
+            argument,
+            id=workflow_id,
+            task_queue=config.temporal.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            search_attributes=search_attributes.of(pipeline.name, pipeline.table),
+            static_summary=summary,
+            static_details=details or None,
+        )
+    except WorkflowAlreadyStartedError as error:
+        raise WorkflowError(
+            f"{workflow_id} runs already; see it with `livevec workflows show {workflow_id}`, end it with "
+            f"`livevec workflows cancel {workflow_id}`"
+        ) from error
+    except RPCError as error:
+        if "search attribute" in error.message:
+            raise WorkflowError(
+                f"Temporal does not know livevec's search attributes ({error.message}); `livevec worker` registers "
+                "them when it starts: start one"
+            ) from error
+        raise WorkflowError(f"Temporal refused to start {workflow_id} ({error.message})") from error
+
+
+async def progress(handle: WorkflowHandle[Any, Any]) -> Progress | None:
+    """The answer of its `progress` query; None while no worker answers."""
+    try:
+        found: Progress = await handle.query("progress", result_type=Progress, rpc_timeout=_QUERY_TIMEOUT)
+    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+        return None
+    return found
+
+
+async def progress_now(
+    handle: WorkflowHandle[Any, Any], description: WorkflowExecutionDescription
+) -> Progress | None:
+    """`progress`, with what the running activity has done since it began."""
+    answer = await progress(handle)
+    return None if answer is None else beating(answer, await _beat(handle, description))
+
+
+async def _beat(handle: WorkflowHandle[Any, Any], description: WorkflowExecutionDescription) -> Beat | None:
+    for pending in description.raw_description.pending_activities:
+        payloads = pending.heartbeat_details.payloads
+        if len(payloads) > 1:
+            converter = description.data_converter
+            _, beat = await converter.decode(payloads[:2], [object, Beat])
+            return Beat.model_validate(beat)
+    return None
+
+
+async def follow(
+    handle: WorkflowHandle[Any, Any],
+    on_progress: Callable[[Progress], None],
+    result_type: type[Any] | None = None,
+    poll_s: float = 0.5,
+) -> Any:
+    """The result of a workflow, over all its runs; tells its progress meanwhile.
+
+    Raises:
+        WorkflowError: it failed, was cancelled or terminated; says why.
+    """
+    latest = handle._client.get_workflow_handle(handle.id, result_type=result_type)
+    while True:
+        try:
+            description = await latest.describe()
+        except RPCError as error:
+            if error.status not in _GONE:
+                raise WorkflowError(f"{handle.id} cannot be looked at ({error.message})") from error
+            on_progress(Progress(phase="Temporal is away", note="the workflow goes on when it is back"))
+            await asyncio.sleep(poll_s)
+            continue
+        if description.status not in (
+            WorkflowExecutionStatus.RUNNING,
+            WorkflowExecutionStatus.CONTINUED_AS_NEW,
+        ):
+            break
+        shown = await progress_now(latest, description)
+        on_progress(shown or Progress(phase="no worker answers", note="start one: `livevec worker`"))
+        await asyncio.sleep(poll_s)
+    return await result(latest)
+
+
+async def result(handle: WorkflowHandle[Any, Any]) -> Any:
+    """The result of a workflow that has ended.
+
+    Raises:
+        WorkflowError: it did not end well.
+    """
+    try:
+        return await handle.result()
+    except WorkflowFailureError as error:
+        raise WorkflowError(f"{handle.id}: {reason(error)}") from error
+    except RPCError as error:
+        raise WorkflowError(f"{handle.id}: its result cannot be read ({error.message})") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a workflow failed, without the wrapping that says only that an activity did."""
+    causes = [error]
+    while (cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None:
+        causes.append(cause)
+    failures = [one for one in causes if isinstance(one, FailureError)]
+    last = failures[-1] if failures else causes[-1]
+    return last.message if isinstance(last, FailureError) else str(last)

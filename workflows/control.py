@@ -1,0 +1,169 @@
+"""What every workflow offers: pause, resume, throttle and progress; and activities that end early when asked to."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError, is_cancelled_exception
+
+from workflows.failures import RETRY
+from workflows.progress import Progress, markdown
+from workflows.search_attributes import PERCENT, PHASE
+
+T = TypeVar("T")
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
+"""After that much silence the worker counts as dead, and another attempt goes on from the last heartbeat."""
+PAUSED = "paused"
+
+
+class Controlled:
+    """Base of the workflows.
+
+    Updates for programs, validated: `pause`, `resume`, `throttle`. Signals of the same names for people in the UI.
+    A long activity is told of each of these by its cancellation: it then ends with what it has done so far, and is
+    begun again from there when and how it may go on.
+    """
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.rate: float | None = None
+        self.cancelled = False
+        self._changes = 0
+        self._progress = Progress(phase="starting")
+        self._shown: tuple[str, int | None] | None = None
+        self._facts: dict[str, object] = {}
+
+    # ---- what one asks and tells it
+
+    @workflow.query(description="Phase, rows done, estimated total, rate, time left.")
+    def progress(self) -> Progress:
+        return self._progress.model_copy(update={"phase": PAUSED}) if self.is_paused else self._progress
+
+    @workflow.update(name="pause", description="Stop reading and writing until `resume`.")
+    def pause(self) -> Progress:
+        self._set_paused(True)
+        return self.progress()
+
+    @pause.validator
+    def _may_pause(self) -> None:
+        if self.is_paused:
+            raise ApplicationError("it is paused already")
+
+    @workflow.update(name="resume", description="Go on after `pause`.")
+    def resume(self) -> Progress:
+        self._set_paused(False)
+        return self.progress()
+
+    @resume.validator
+    def _may_resume(self) -> None:
+        if not self.is_paused:
+            raise ApplicationError("it is not paused")
+
+    @workflow.update(name="throttle", description="Most rows a second; 0: as many as there can be.")
+    def throttle(self, rate_rows_s: float) -> Progress:
+        self._set_rate(rate_rows_s)
+        return self.progress()
+
+    @throttle.validator
+    def _may_throttle(self, rate_rows_s: float) -> None:
+        if not 0 <= rate_rows_s < float("inf"):
+            raise ApplicationError("the rate is a number of rows a second, 0 for no limit")
+
+    @workflow.signal(name="pause", description="Stop reading and writing until `resume`.")
+    def pause_signal(self) -> None:
+        self._set_paused(True)
+
+    @workflow.signal(name="resume", description="Go on after `pause`.")
+    def resume_signal(self) -> None:
+        self._set_paused(False)
+
+    @workflow.signal(name="throttle", description="Most rows a second; 0: as many as there can be.")
+    def throttle_signal(self, rate_rows_s: float) -> None:
+        if 0 <= rate_rows_s < float("inf"):
+            self._set_rate(rate_rows_s)
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused != self.is_paused:
+            self.is_paused = paused
+            self._changes += 1
+            self._publish()
+
+    def _set_rate(self, rate_rows_s: float) -> None:
+        self.rate = rate_rows_s or None
+        self._changes += 1
+
+    # ---- what the workflows use
+
+    def show(self, progress: Progress, **facts: object) -> None:
+        """Tell where it is: to the query, to the UI (current details), and, where it changed, to the list."""
+        self._progress, self._facts = progress, facts
+        self._publish()
+
+    def _publish(self) -> None:
+        shown = self.progress()
+        workflow.set_current_details(markdown(shown, **self._facts))
+        listed = (shown.phase, shown.percent)
+        if listed != self._shown:
+            self._shown = listed
+            updates = [PHASE.value_set(shown.phase)]
+            if shown.percent is not None:
+                workflow.upsert_search_attributes([*updates, PERCENT.value_set(shown.percent)])
+            else:
+                workflow.upsert_search_attributes(updates)
+
+    async def unpaused(self) -> None:
+        """Wait while it is paused."""
+        await workflow.wait_condition(lambda: not self.is_paused)
+
+    async def step(
+        self,
+        work: Callable[[Any, Any], Awaitable[T]],
+        argument: object,
+        limit: timedelta,
+        summary: str = "",
+    ) -> T:
+        """The result of an activity that is waited for to its end."""
+        return await workflow.execute_activity_method(
+            work,
+            argument,
+            start_to_close_timeout=limit,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            retry_policy=RETRY,
+            summary=summary or None,
+        )
+
+    async def slice(
+        self,
+        work: Callable[[Any, Any], Awaitable[T]],
+        argument: object,
+        limit: timedelta,
+        summary: str = "",
+    ) -> T | None:
+        """The result of an activity that ends early, with what it has done so far, when this workflow is paused,
+        throttled or cancelled; None: it had not begun. Sets `cancelled`: then put down what is needed, and raise
+        `asyncio.CancelledError`.
+        """
+        handle = workflow.start_activity_method(
+            work,
+            argument,
+            start_to_close_timeout=limit,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            retry_policy=RETRY,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=summary or None,
+        )
+        changes = self._changes
+        try:
+            await workflow.wait_condition(lambda: handle.done() or self._changes != changes)
+        except asyncio.CancelledError:
+            self.cancelled = True
+        if not handle.done():
+            handle.cancel()
+        try:
+            return await handle
+        except BaseException as error:
+            if is_cancelled_exception(error):
+                return None
+            raise

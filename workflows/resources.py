@@ -1,0 +1,139 @@
+"""What the activities of one worker share: connections, models, metrics; opened when first needed."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from daemon.errors import LivevecError, RetryLater
+from daemon.patience import Patience
+from daemon.projection import Projection, opened
+from daemon.settings import Config, Pipeline
+from daemon.slow_lane import EmbedderShare
+from daemon.source.dead_letters import DeadLetterProducer, DeadLetterTopic
+from daemon.telemetry.health import Health
+from daemon.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+PATIENCE_S = 10.0
+"""A part that is away for longer fails the activity, which Temporal shows and tries again."""
+
+
+class LimitedPatience(Patience):
+    """Waits for a part that is away, then lets Temporal wait."""
+
+    async def call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
+        ends_at = time.monotonic() + PATIENCE_S
+        pause_s = self._min_s
+        while True:
+            try:
+                result = await work()
+            except RetryLater as error:
+                self._health.down(part, error)
+                if time.monotonic() > ends_at:
+                    raise
+                await self.pause(max(pause_s, error.retry_after_s))
+                pause_s = min(2 * pause_s, self._max_s)
+            else:
+                self._health.up(part)
+                return result
+
+
+@dataclass
+class _Held:
+    """One opened projection; `stale` ones are closed by their last user."""
+
+    projection: Projection
+    closing: AsyncExitStack
+    users: int = 0
+    stale: bool = False
+
+
+class Resources:
+    """Everything that activities need besides their arguments.
+
+    Projections are kept between activities, each of one pipeline and index version, and opened anew after a
+    failure that may lie in what was read when they were opened (a table's columns, an index version's settings).
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, health: Health) -> None:
+        self.config = config
+        self.metrics = metrics
+        self.health = health
+        self.patience = LimitedPatience(config.retry, health)
+        self.dead_letters = DeadLetterProducer(config.kafka)
+        self._share = EmbedderShare(config.slow_lane)
+        self._places: dict[str, dict[int, _Held]] = {}
+        self._opening = asyncio.Lock()
+
+    def dead_letter_topic(self, pipeline: Pipeline) -> DeadLetterTopic:
+        """Where refused rows of the pipeline go."""
+        topic = self.config.kafka.dead_letter_topic(pipeline.name)
+        return DeadLetterTopic(self.dead_letters, topic, pipeline.name, pipeline.keep_bytes_in_dead_letters)
+
+    @asynccontextmanager
+    async def projection(
+        self, pipeline: str, version: int | None = None, *, fresh: bool = False
+    ) -> AsyncIterator[Projection]:
+        """The projection of a pipeline into an index version, shared with other activities.
+
+        Args:
+            version: None: the one that readers see now; its number is in what this gives.
+            fresh: open it anew, to see the table and the registry as they are now.
+
+        Raises:
+            ConfigError: see `daemon.projection.opened`.
+            FailureClass: a part failed.
+        """
+        place = self._places.setdefault(pipeline, {})
+        async with self._opening:
+            held = None if fresh or version is None else place.get(version)
+            if held is None:
+                held = await self._open(pipeline, version)
+                await self._leave(place.pop(held.projection.version.number, None))
+                place[held.projection.version.number] = held
+            held.users += 1
+        try:
+            yield held.projection
+        except LivevecError as error:
+            number = held.projection.version.number
+            if not isinstance(error, RetryLater) and place.get(number) is held:
+                await self._leave(place.pop(number))
+            raise
+        finally:
+            held.users -= 1
+            if held.stale and not held.users:
+                await held.closing.aclose()
+
+    async def close(self) -> None:
+        """Close what is open; no activity may run any more."""
+        for place in self._places.values():
+            for held in place.values():
+                await self._leave(held)
+        self._places.clear()
+        self.dead_letters.close()
+
+    async def _open(self, pipeline: str, version: int | None) -> _Held:
+        settings = self.config.pipeline(pipeline)
+        async with AsyncExitStack() as stack:
+            projection = await stack.enter_async_context(
+                opened(
+                    self.config,
+                    settings,
+                    version=version,
+                    patience=self.patience,
+                    metrics=self.metrics,
+                    dead_letters=self.dead_letter_topic(settings),
+                    share=self._share,
+                )
+            )
+            return _Held(projection, stack.pop_all())
+
+    @staticmethod
+    async def _leave(held: _Held | None) -> None:
+        if held is not None:
+            held.stale = True
+            if not held.users:
+                await held.closing.aclose()

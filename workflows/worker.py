@@ -1,0 +1,150 @@
+"""`livevec worker`: runs the workflows' decisions and their activities. Its life, from start to a graceful stop."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import structlog
+from temporalio.client import Client
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.worker import Worker
+
+from daemon.errors import ConfigError, RetryLater, WorkflowError
+from daemon.patience import Patience
+from daemon.settings import Config
+from daemon.telemetry.health import Health
+from daemon.telemetry.http import TelemetryServer
+from daemon.telemetry.metrics import Metrics
+from workflows import search_attributes
+from workflows.client import connect
+from workflows.deployment import deployment, make_current
+from workflows.failures import TranslatesFailures
+from workflows.registry import WORKFLOWS, activities, sandbox
+from workflows.resources import Resources
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+_ALIVE_INTERVAL_S = 5.0
+_AWAY_S = 1.0
+
+
+def made(client: Client, config: Config, resources: Resources) -> Worker:
+    """A worker of the configured task queue, tuned so that what a killed one left is taken up soon."""
+    settings = config.temporal.worker
+    return Worker(
+        client,
+        task_queue=config.temporal.task_queue,
+        workflows=WORKFLOWS,
+        activities=activities(resources),
+        workflow_runner=sandbox(),
+        interceptors=[TranslatesFailures()],
+        max_concurrent_activities=settings.activities_max,
+        max_concurrent_workflow_tasks=settings.workflow_tasks_max,
+        # A decision waits so long for the worker that knows the workflow, which may be dead.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
+        # How old a heartbeat may be that another attempt goes on from.
+        max_heartbeat_throttle_interval=timedelta(milliseconds=200),
+        graceful_shutdown_timeout=timedelta(seconds=config.shutdown_timeout_s),
+        deployment_config=deployment(settings),
+    )
+
+
+async def run(config: Config) -> None:
+    """Work until SIGTERM or SIGINT; then activities end with their present step, and others go on from there.
+
+    Raises:
+        LivevecError: the worker cannot go on; says what to do.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    metrics = Metrics()
+    health = Health(metrics)
+    telemetry = TelemetryServer(
+        config.temporal.worker.metrics_address, metrics, health, "temporal.worker.metrics_address"
+    )
+    telemetry.start()
+    alive = asyncio.ensure_future(_alive(health))
+    try:
+        client = await _until_stopped(stop, _connected(config, health))
+        if client is not None:
+            await _work(client, config, metrics, health, stop)
+    finally:
+        alive.cancel()
+        telemetry.stop()
+
+
+async def _work(
+    client: Client, config: Config, metrics: Metrics, health: Health, stop: asyncio.Event
+) -> None:
+    resources = Resources(config, metrics, health)
+    worker = made(client, config, resources)
+    try:
+        async with worker:
+            await _until_stopped(stop, _current(client, config))
+            health.assigned = True
+            log.info("worker_ready", task_queue=config.temporal.task_queue, namespace=client.namespace)
+            await stop.wait()
+            health.assigned = False
+            log.info("worker_stopping")
+    finally:
+        await resources.close()
+    log.info("worker_stopped")
+
+
+async def _current(client: Client, config: Config) -> None:
+    versioned = deployment(config.temporal.worker)
+    if versioned is not None and config.temporal.worker.become_current:
+        await make_current(client, versioned.version)
+
+
+async def _connected(config: Config, health: Health) -> Client:
+    """The client, once Temporal is there; it may start after the worker."""
+    runtime = _runtime(config.temporal.worker.sdk_metrics_address)
+
+    async def attempt() -> Client:
+        try:
+            client = await connect(config, runtime)
+            await search_attributes.ensure(client)
+        except WorkflowError as error:
+            raise RetryLater(str(error), _AWAY_S) from error
+        return client
+
+    return await Patience(config.retry, health).call("temporal", attempt)
+
+
+def _runtime(address: str) -> Runtime:
+    try:
+        return Runtime(
+            telemetry=TelemetryConfig(
+                metrics=PrometheusConfig(
+                    bind_address=address, counters_total_suffix=True, durations_as_seconds=True
+                )
+            )
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"temporal.worker.sdk_metrics_address {address!r} cannot be served ({error}); is another worker "
+            "running there?"
+        ) from error
+
+
+async def _alive(health: Health) -> None:
+    while True:
+        health.alive_at_s = time.monotonic()
+        await asyncio.sleep(_ALIVE_INTERVAL_S)
+
+
+async def _until_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None: the worker is to stop first."""
+    doing, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        doing.cancel()
+        stopping.cancel()
