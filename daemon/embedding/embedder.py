@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Embeddings = npt.NDArray[np.float32]
+Prompt = Literal["document", "query"]
+"""Which of the prompts that a model was trained with is put before a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class EmbeddingSpace:
         model: the model's name at its provider.
         dimension: numbers in one vector.
         max_tokens: what a text is cut to; 0 where the provider does not say.
-        fingerprint: of weights, tokenizer, pooling and prompts; empty where the provider has none.
+        fingerprint: of weights, tokenizer, pooling and prompts, as far as the provider tells them.
     """
 
     model: str
@@ -40,11 +42,14 @@ class Embedder(Protocol):
     async def start(self) -> EmbeddingSpace:
         """Connects, reads what the model is and proves it with a real inference."""
 
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
         """float32 [len(texts), dimension], C-contiguous, read-only; row i belongs to texts[i]."""
 
     async def check(self) -> None:
-        """Embeds one short text, and makes sure that the space is still the one found at the start."""
+        """Makes sure, by a real inference, that it works and that the space is still the one found at the start.
+
+        Called every few seconds; where an inference costs money, one of the last minute is proof enough.
+        """
 
     async def close(self) -> None:
         """Ends the connection; calls in flight fail."""

@@ -6,18 +6,15 @@ Speaks Triton's protocol with its generated messages: the client class around th
 import asyncio
 import struct
 from collections.abc import Sequence
-from typing import Literal
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from daemon.embedding.embedder import Embeddings, EmbeddingSpace
+from daemon.embedding.embedder import Embeddings, EmbeddingSpace, Prompt
 from daemon.embedding.triton_failures import Cause, cause_of, failure_of
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
-
-Prompt = Literal["document", "query"]
 
 RELOAD_TIMEOUT_S = 60.0
 PROBE = ("livevec",)

@@ -1,0 +1,106 @@
+"""Texts in requests that an OpenAI-compatible server takes: cut to what the model reads, so many in one request."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from daemon.errors import ConfigError
+
+_BYTES_PER_TOKEN = 2
+"""Of UTF-8, for a model whose tokenizer is not named. Prose in any major language has 2.6 to 4.8 with OpenAI's
+cl100k; only hexadecimal, emoji and rare scripts have fewer than 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may hold.
+
+    Attributes:
+        texts_max: texts in one request.
+        request_tokens_max: tokens of all texts in one request; a text above it goes alone.
+        text_tokens_max: tokens that a text is cut to; 0: it is sent whole.
+    """
+
+    texts_max: int
+    request_tokens_max: int
+    text_tokens_max: int
+
+
+class RequestCutter:
+    """Cuts texts to the model's length, and lists of texts to requests.
+
+    Args:
+        limits: of the requests.
+        tokenizer: path of the model's tokenizer.json; empty: tokens are estimated from bytes, conservatively.
+    """
+
+    def __init__(self, limits: RequestLimits, tokenizer: str = "") -> None:
+        self._limits = limits
+        self._tokenizer: Any = None
+        self._special = 0
+        if tokenizer:
+            try:
+                self._tokenizer = Tokenizer.from_file(tokenizer)
+            except Exception as error:
+                raise ConfigError(
+                    f"embedding.tokenizer {tokenizer!r} cannot be read ({error}); "
+                    "name the tokenizer.json of the model, or leave it empty"
+                ) from error
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._special = self._tokenizer.num_special_tokens_to_add(False)
+
+    async def requests(self, texts: Sequence[str]) -> list[list[str]]:
+        """The texts in their order, as requests; each text as it is sent."""
+        sizes_bytes = [len(text.encode("utf-8", "replace")) for text in texts]
+        limits = self._limits
+        # No tokenizer gives more tokens than bytes, so that most calls need no look at their texts.
+        # (A special token at either end is the exception, and small beside what is left of a limit of requests.)
+        fits = not limits.text_tokens_max or max(sizes_bytes) + self._special <= limits.text_tokens_max
+        if fits and len(texts) <= limits.texts_max and sum(sizes_bytes) <= limits.request_tokens_max:
+            return [list(texts)]
+        if self._tokenizer is None:
+            return self._packed([self._cut_by_bytes(text) for text in texts])
+        return self._packed(await asyncio.to_thread(self._cut_by_tokens, texts))
+
+    def _packed(self, texts: Sequence[tuple[str, int]]) -> list[list[str]]:
+        """Requests as full as the limits allow, of texts with their tokens."""
+        requests: list[list[str]] = []
+        tokens = 0
+        for text, text_tokens in texts:
+            full = requests and (
+                len(requests[-1]) >= self._limits.texts_max
+                or tokens + text_tokens > self._limits.request_tokens_max
+            )
+            if not requests or full:
+                requests.append([])
+                tokens = 0
+            requests[-1].append(text)
+            tokens += text_tokens
+        return requests
+
+    def _cut_by_bytes(self, text: str) -> tuple[str, int]:
+        data = text.encode("utf-8", "replace")
+        most = self._limits.text_tokens_max * _BYTES_PER_TOKEN
+        if most and len(data) > most:
+            data = data[:most]
+            text = data.decode("utf-8", "ignore")  # The cut may be inside a character.
+        return text, -(-len(data) // _BYTES_PER_TOKEN)
+
+    def _cut_by_tokens(self, texts: Sequence[str]) -> list[tuple[str, int]]:
+        most = self._limits.text_tokens_max - self._special
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        found = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            room = most
+            spans = encoding.offsets
+            # A text that is cut inside a word may have more tokens than it had up to there.
+            while self._limits.text_tokens_max and len(spans) > most and room > 0:
+                text = text[: spans[room - 1][1]]
+                spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+                room -= 1
+            found.append((text, len(spans) + self._special))
+        return found
