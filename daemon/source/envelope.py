@@ -73,7 +73,7 @@ class EnvelopeDecoder:
         committed_at_s = (
             _time_s(source, "ts_us", 1e6) or _time_s(source, "ts_ms", 1e3) or record.appended_at_s
         )
-        key = () if operation == "t" else self._key(record)
+        key = () if operation == "t" else row_key(record.key, self._key_columns, self._table)
         era = _era(record)
 
         def change(kind: Operation, row: Row | None = None) -> Change:
@@ -90,22 +90,6 @@ class EnvelopeDecoder:
         if version is None or any(_unavailable(row[column]) for column in self._columns):
             return change(Operation.REREAD)
         return change(Operation.UPSERT, self._normalise(row) if self._normalise else row)
-
-    def _key(self, record: Record) -> tuple[str, ...]:
-        if record.key is None:
-            raise RejectRow(
-                f"a record of {self._table} has no key: the table needs a primary key (`livevec connector check`)",
-                "no_key",
-            )
-        key = _object(record.key, "key")
-        try:
-            return tuple(key_text(key[column]) for column in self._key_columns)
-        except KeyError as missing:
-            raise RejectRow(
-                f"the key of a record of {self._table} lacks column {missing}; its primary key is "
-                f"{', '.join(self._key_columns)}",
-                "malformed_key",
-            ) from None
 
     def _row(self, after: object) -> Row:
         if not isinstance(after, dict):
@@ -135,6 +119,31 @@ class EnvelopeDecoder:
         except (ValueError, IndexError, TypeError, KeyError):
             raise RejectRow(f"source.sequence of {self._table} is malformed", "malformed_envelope") from None
         return (None if commit_lsn is None else LogVersion(era, commit_lsn, lsn, xid64)), xid64
+
+
+def row_key(key: bytes | None, columns: Sequence[str], table: str) -> tuple[str, ...]:
+    """The primary key in a record's key, as text.
+
+    Args:
+        columns: of the primary key.
+        table: its name, for messages.
+
+    Raises:
+        RejectRow: there is none, or it has other columns.
+    """
+    if key is None:
+        raise RejectRow(
+            f"a record of {table} has no key: the table needs a primary key (`livevec connector check`)",
+            "no_key",
+        )
+    values = _object(key, "key")
+    try:
+        return tuple(key_text(values[column]) for column in columns)
+    except KeyError as missing:
+        raise RejectRow(
+            f"the key of a record of {table} lacks column {missing}; its primary key is {', '.join(columns)}",
+            "malformed_key",
+        ) from None
 
 
 def key_text(value: Any) -> str:
