@@ -196,6 +196,32 @@ class RetrySettings(Settings):
     backoff_ms_max: PositiveInt = Field(5_000, description="Longest wait between two tries.")
 
 
+class RetryDeadLettersSettings(Settings):
+    """The `retry` workflow of each pipeline, in `livevec worker`."""
+
+    pause_s_min: PositiveFloat = Field(
+        30.0,
+        description="Before a dead letter is tried again; doubled by each try, up to half of it by chance.",
+    )
+    pause_s_max: PositiveFloat = Field(3600.0, description="Longest pause between two tries.")
+    attempts_max: PositiveInt = Field(
+        12, description="Refusals after which it is given up; a part that is away is none."
+    )
+    give_up_after_s: PositiveFloat = Field(
+        3 * 24 * 3600.0,
+        description="Age at which it is given up. What is given up is listed until it is dropped.",
+    )
+    documents_max: PositiveInt = Field(2_000, description="Held of one pipeline; the rest waits in Kafka.")
+    wait_for_change: tuple[str, ...] = Field(
+        (
+            *("oversized_text", "not_numeric", "missing_column", "no_key"),
+            *("malformed_envelope", "malformed_json", "malformed_key", "malformed_value"),
+        ),
+        description="Reasons that time does not heal: such a row waits for a newer version of itself, or for "
+        "`livevec retry`.",
+    )
+
+
 class MetadataField(Settings):
     """One column carried beside the vector for filtering."""
 
@@ -375,6 +401,7 @@ class Config(Settings):
     batching: BatchingSettings = BatchingSettings()
     slow_lane: SlowLaneSettings = SlowLaneSettings()
     retry: RetrySettings = RetrySettings()
+    retry_dead_letters: RetryDeadLettersSettings = RetryDeadLettersSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     temporal: TemporalSettings = TemporalSettings()
     local: LocalSettings = LocalSettings()
