@@ -1,15 +1,17 @@
 """What Redis holds of documents, read without trusting that it is whole."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from daemon.errors import StopProcess
 from daemon.index.connection import Client, translated
-from daemon.index.writer import IndexWriter, Stored, glob_escaped
+from daemon.index.writer import IndexWriter, Stored
+from daemon.verify.keyspace import Keyspace
 
-_SCAN_COUNT = 1000
+_SEARCHED_MAX = 500
+"""Hashes asked for in one search, which holds up the others."""
 _BUILDING_POLL_S = 0.2
 # A chunk goes only if the document does not have it: checked and done in one step.
 _PRUNE = """
@@ -47,10 +49,34 @@ class IndexInfo:
     building: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Bookkeeping:
+    """`digests`: of the text (with its embedding space) and of the metadata; None: no document is there."""
+
+    digests: tuple[str, str] | None
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys of an index version by what they are.
+
+    Attributes:
+        documents: ids of which there is bookkeeping, be it a deleted document's marker.
+        chunks: document id and number of each hash.
+        foreign: among the documents, written by somebody else.
+    """
+
+    documents: list[str]
+    chunks: list[tuple[str, int]]
+    foreign: list[str]
+
+
 class StoredDocuments:
     """Reads one index version."""
 
     def __init__(self, client: Client, writer: IndexWriter) -> None:
+        self.keyspace = Keyspace(client, writer.layout)
         self._client = client
         self._writer = writer
         self._layout = writer.layout
@@ -69,33 +95,18 @@ class StoredDocuments:
             for bookkeeping, of_one in zip(stored, keys, strict=True)
         ]
 
-    async def ids(self, count: int) -> AsyncIterator[list[str]]:
-        """See IndexWriter.ids."""
-        async for ids in self._writer.ids(count):
-            yield ids
-
-    async def present(self, ids: Sequence[str]) -> list[bool]:
-        """Whether each id has a document, and not only the marker of a deleted one."""
+    async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
+        """What is kept of each document, in one round trip."""
+        commands = [("HMGET", self._layout.bookkeeping(one), "h", "m", "n") for one in ids]
         return [
-            stored is not None and stored.content_hash is not None
-            for stored in await self._writer.lookup(ids)
+            Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
+            for text, metadata, count in await self._pipelined(commands)
         ]
 
-    async def hashes(self, count: int) -> AsyncIterator[list[tuple[str, str, int]]]:
-        """Every hash among the documents, in batches: key, document id and chunk number.
-
-        The id is empty where the key is none that livevec writes.
-        """
-        pattern = glob_escaped(self._layout.documents_prefix) + "*"
-        batch = []
-        with translated():
-            async for key in self._client.scan_iter(match=pattern, count=_SCAN_COUNT):
-                batch.append(self._parsed(key.decode("utf-8", "replace")))
-                if len(batch) >= count:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
+    async def vector_sizes(self, keys: Sequence[str]) -> list[int]:
+        """Bytes of each hash's vector; 0 where there is none."""
+        found = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
+        return [int(size) for size in found]
 
     async def chunk_counts(self, ids: Sequence[str]) -> list[int | None]:
         """How many chunks each document has by its bookkeeping; None where there is none."""
@@ -129,8 +140,12 @@ class StoredDocuments:
 
     async def searchable(self, keys: Sequence[str]) -> set[str]:
         """Those of these hashes that a search finds; none where there is no index."""
-        if not keys:
-            return set()
+        found: set[str] = set()
+        for start in range(0, len(keys), _SEARCHED_MAX):
+            found |= await self._found(keys[start : start + _SEARCHED_MAX])
+        return found
+
+    async def _found(self, keys: Sequence[str]) -> set[str]:
         query = ("FT.SEARCH", self._layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
         try:
             with translated():
@@ -153,12 +168,20 @@ class StoredDocuments:
         """Remove keys that livevec did not write."""
         await self._pipelined([("UNLINK", key) for key in keys])
 
-    def _parsed(self, key: str) -> tuple[str, str, int]:
-        _, _, rest = key.removeprefix(self._layout.documents_prefix).partition("}:")
-        identifier, _, number = rest.rpartition(":")
-        if not number.isdecimal() or self.key(identifier, int(number)) != key:
-            return key, "", 0
-        return key, identifier, int(number)
+    def sorted_out(self, keys: Iterable[str]) -> Keys:
+        """What these keys of the index version are."""
+        found = Keys([], [], [])
+        for key in keys:
+            if key.startswith(self._layout.bookkeeping_prefix):
+                found.documents.append(self._layout.identifier(key))
+            elif key.startswith(self._layout.documents_prefix):
+                _, _, rest = key.removeprefix(self._layout.documents_prefix).partition("}:")
+                identifier, _, number = rest.rpartition(":")
+                if number.isdecimal() and self.key(identifier, int(number)) == key:
+                    found.chunks.append((identifier, int(number)))
+                else:
+                    found.foreign.append(key)
+        return found
 
     async def _pipelined(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         if not commands:

@@ -1,0 +1,110 @@
+"""A second look at what differs: a change on its way looks like a difference, so only what stays is told."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from daemon.verify.comparison import Comparison, Look
+from daemon.verify.differences import Difference
+from daemon.verify.subject import ROWS_PER_CHUNK
+
+LOOK_PAUSE_S = 0.2
+LOOKS = 4
+"""A difference is told when so many looks in a row found the same of a document that was not written meanwhile."""
+LOOKS_MAX = 25
+"""After so many it is told even where the document goes on being written."""
+_LAGGING = frozenset({Difference.MISSING, Difference.STALE, Difference.ORPHANED})
+"""What a change that is committed and not yet applied looks like. The others are of Redis alone."""
+_LAG_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a difference must stay before it is told.
+
+    Attributes:
+        lag_s: how long a change may be on its way, from its commit until it is applied. While a document is missing,
+            stale or orphaned, it may just wait for its change; with 0, the looks alone decide.
+    """
+
+    lag_s: float = 0.0
+
+    def pause_s(self, number: int) -> float:
+        return LOOK_PAUSE_S if number <= LOOKS or not self.lag_s else _LAG_PAUSE_S
+
+    @property
+    def looks_max(self) -> int:
+        return LOOKS_MAX + int(self.lag_s / _LAG_PAUSE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The same look, `count` times in a row since `since_s`."""
+
+    look: Look
+    count: int
+    since_s: float
+
+
+class SecondLooks:
+    """Looks again at suspects until each is told or cleared."""
+
+    def __init__(self, comparison: Comparison, pace: Pace = Pace()) -> None:
+        self._comparison = comparison
+        self._pace = pace
+
+    async def settle(
+        self,
+        suspects: Iterable[str],
+        surplus: Mapping[str, Iterable[int]],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, frozenset[Difference]]:
+        """What stayed different, by document.
+
+        Args:
+            surplus: see `Comparison.look_again`.
+            on_progress: (looked at, of how many) in this round.
+        """
+        before: dict[str, _Seen] = {}
+        told: dict[str, frozenset[Difference]] = {}
+        left = sorted(suspects)
+        number = 0
+        while left:
+            if number:
+                await asyncio.sleep(self._pace.pause_s(number))
+            number += 1
+            waiting = []
+            for start in range(0, len(left), ROWS_PER_CHUNK):
+                part = left[start : start + ROWS_PER_CHUNK]
+                looks = await self._comparison.look_again(part, surplus)
+                now_s = time.monotonic()
+                for one, look in looks.items():
+                    if not look.differences:
+                        continue
+                    seen = before[one] = _again(before.get(one), look, now_s)
+                    verdict = self._verdict(seen, number, now_s)
+                    if verdict is None:
+                        waiting.append(one)
+                    elif verdict:
+                        told[one] = verdict
+                on_progress(start + len(part), len(left))
+            left = waiting
+        return told
+
+    def _verdict(self, seen: _Seen, number: int, now_s: float) -> frozenset[Difference] | None:
+        """The differences to tell, none if it is cleared; None: look again."""
+        differences = seen.look.differences
+        stayed = seen.count >= LOOKS
+        if stayed and (not differences & _LAGGING or now_s - seen.since_s >= self._pace.lag_s):
+            return differences
+        if number < self._pace.looks_max:
+            return None
+        # Written at every look: what its own changes bring about is no difference, where a lag is allowed for.
+        return differences - _LAGGING if self._pace.lag_s and not stayed else differences
+
+
+def _again(before: _Seen | None, look: Look, now_s: float) -> _Seen:
+    if before is None or before.look != look:
+        return _Seen(look, 1, now_s)
+    return _Seen(look, before.count + 1, before.since_s)
