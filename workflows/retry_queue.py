@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from workflows.retry_model import (
+from workflows.activities.retry_model import (
     Attempt,
     Complaint,
     Fed,

@@ -22,6 +22,7 @@ from workflows import search_attributes
 from workflows.client import connect
 from workflows.deployment import deployment, make_current
 from workflows.failures import TranslatesFailures
+from workflows.feeder import fed
 from workflows.registry import WORKFLOWS, activities, sandbox
 from workflows.resources import Resources
 
@@ -88,7 +89,8 @@ async def _work(
             await _until_stopped(stop, _current(client, config))
             health.assigned = True
             log.info("worker_ready", task_queue=config.temporal.task_queue, namespace=client.namespace)
-            await stop.wait()
+            async with fed(config, client, metrics, health, stop):
+                await stop.wait()
             health.assigned = False
             log.info("worker_stopping")
     finally:

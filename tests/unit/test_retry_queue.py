@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.source.record import Coordinates
-from workflows.retry_model import (
+from workflows.activities.retry_model import (
     Complaint,
     Feed,
     GivenUp,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from daemon.settings import RetryDeadLettersSettings
 from daemon.source.record import Coordinates
 
 
@@ -45,6 +46,10 @@ class RetryPolicy:
     give_up_after_s: float
     documents_max: int
     wait_for_change: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: RetryDeadLettersSettings) -> "RetryPolicy":
+        return cls(**settings.model_dump())
 
 
 @dataclass(frozen=True)
