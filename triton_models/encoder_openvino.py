@@ -11,8 +11,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from triton_models.source import EncoderShape, ModelSource, ModelSourceError
-from triton_models.weights import FloatArray, read_safetensors
+from triton_models.source import EncoderShape, ModelSource
+from triton_models.weights import WORDS, EncoderTensors
 
 MASKED = np.float32(-1e4)  # added to attention scores of padding; finite in bfloat16 and float16 too
 
@@ -52,9 +52,7 @@ class _Encoder:
     def __init__(self, source: ModelSource) -> None:
         self._source = source
         self._shape: EncoderShape = source.shape
-        self._tensors = read_safetensors(source.weights)
-        found = (name for name in self._tensors if name.endswith("embeddings.word_embeddings.weight"))
-        self._prefix = next(found, "").removesuffix("embeddings.word_embeddings.weight")
+        self._tensors = EncoderTensors(source)
 
     def graph(self) -> ov.Model:
         ids, positions, places = (_input(name, np.int32, 1) for name in ("ids", "positions", "places"))
@@ -71,21 +69,10 @@ class _Encoder:
         embedding.output(0).set_names({"embedding"})
         return ov.Model([op.result(embedding)], [ids, positions, grid, mask, places], "text_embedder")
 
-    def _tensor(self, name: str) -> FloatArray:
-        try:
-            return self._tensors[self._prefix + name]
-        except KeyError:
-            raise ModelSourceError(
-                f"{self._source.weights} has no tensor {name!r}; it is not a BERT-family encoder"
-            ) from None
-
     def _embeddings(self, ids: ov.Node, positions: ov.Node) -> ov.Node:
-        first = self._shape.position_offset
-        table = self._tensor("embeddings.position_embeddings.weight")[first : first + self._source.max_tokens]
-        # One sentence per text, so every token has type 0: its vector is folded into the positions.
-        table = table + self._tensor("embeddings.token_type_embeddings.weight")[0]
-        words = _rows(_constant(self._tensor("embeddings.word_embeddings.weight")), ids)
-        return self._layer_norm(op.add(words, _rows(_constant(table), positions)), "embeddings.LayerNorm")
+        words = _rows(_constant(self._tensors[WORDS]), ids)
+        places = _rows(_constant(self._tensors.positions()), positions)
+        return self._layer_norm(op.add(words, places), "embeddings.LayerNorm")
 
     def _layer(
         self, hidden: ov.Node, grid: ov.Node, places: ov.Node, attention_bias: ov.Node, prefix: str
@@ -110,13 +97,13 @@ class _Encoder:
         return self._layer_norm(op.add(projected, hidden), prefix + "output.LayerNorm")
 
     def _linear(self, x: ov.Node, name: str) -> ov.Node:
-        product = op.matmul(x, _constant(self._tensor(name + ".weight")), False, True)
-        return op.add(product, _constant(self._tensor(name + ".bias")[None]))
+        product = op.matmul(x, _constant(self._tensors[name + ".weight"]), False, True)
+        return op.add(product, _constant(self._tensors[name + ".bias"][None]))
 
     def _layer_norm(self, x: ov.Node, name: str) -> ov.Node:
         centred = op.mvn(x, _constant([-1], np.int64), True, self._shape.layer_norm_epsilon, "inside_sqrt")
-        scaled = op.multiply(centred, _constant(self._tensor(name + ".weight")[None]))
-        return op.add(scaled, _constant(self._tensor(name + ".bias")[None]))
+        scaled = op.multiply(centred, _constant(self._tensors[name + ".weight"][None]))
+        return op.add(scaled, _constant(self._tensors[name + ".bias"][None]))
 
     def _activation(self, x: ov.Node) -> ov.Node:
         if self._shape.activation == "relu":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,14 @@ ACTIVATIONS: dict[str, Activation] = {
 # Names that published models give to the prompt of a stored text and to that of a search.
 DOCUMENT_PROMPTS = ("document", "passage", "corpus", "text")
 QUERY_PROMPTS = ("query", "search_query")
+# Of model families whose folders do not say what their authors do: in the name, then document and query prompt.
+PUBLISHED_PROMPTS = (
+    (re.compile(r"(^|[/_-])e5-(?!.*instruct)", re.IGNORECASE), ("passage: ", "query: ")),
+    (
+        re.compile(r"(^|[/_-])bge-(small|base|large)-en", re.IGNORECASE),
+        ("", "Represent this sentence for searching relevant passages: "),
+    ),
+)
 
 
 class ModelSourceError(Exception):
@@ -76,18 +85,18 @@ class ModelSource:
         return digest.hexdigest()[:32]
 
 
-def read_source(folder: Path) -> ModelSource:
-    """Reads `folder`; raises ModelSourceError where it is not a BERT-family sentence-transformers model."""
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ModelSourceError(
-                f"{folder} has no {name}; give the folder of a sentence-transformers model with its "
-                "weights as one safetensors file and a fast tokenizer"
-            )
+def read_source(
+    folder: Path, *, document_prompt: str | None = None, query_prompt: str | None = None
+) -> ModelSource:
+    """Reads `folder`; prompts that are given replace the folder's own.
+
+    Raises ModelSourceError where it is not a BERT-family sentence-transformers model.
+    """
+    _require_files(folder)
     shape = _encoder_shape(_read_json(folder / "config.json"), folder)
     modules = _modules(folder)
     sentence = _read_json(folder / "sentence_bert_config.json", optional=True)
-    document_prompt, query_prompt = _prompts(
+    for_document, for_query = _prompts(
         _read_json(folder / "config_sentence_transformers.json", optional=True)
     )
     return ModelSource(
@@ -97,9 +106,45 @@ def read_source(folder: Path) -> ModelSource:
         pooling=_pooling(folder / modules.get("Pooling", "1_Pooling") / "config.json"),
         # A bare transformer folder carries no modules.json; every such model is used with cosine.
         normalize="Normalize" in modules or not modules,
-        document_prompt=document_prompt,
-        query_prompt=query_prompt,
+        document_prompt=for_document if document_prompt is None else document_prompt,
+        query_prompt=for_query if query_prompt is None else query_prompt,
     )
+
+
+def published_prompts(model: ModelSource) -> tuple[str, str] | None:
+    """Document and query prompt that models of this name were trained with; None where the name tells nothing."""
+    original = _read_json(model.folder / "config.json").get("_name_or_path", "")
+    for name in (model.folder.resolve().name, str(original)):
+        for pattern, prompts in PUBLISHED_PROMPTS:
+            if pattern.search(name):
+                return prompts
+    return None
+
+
+def _require_files(folder: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if (folder / name).is_file():
+            continue
+        remedy = (
+            "give the folder of a sentence-transformers model with its weights as one safetensors file and a "
+            "fast tokenizer"
+        )
+        if name == "model.safetensors" and (folder / "model.safetensors.index.json").is_file():
+            remedy = (
+                "its weights are in several files: join them, by "
+                "SentenceTransformer(FOLDER).save(NEW_FOLDER) in an environment with sentence-transformers"
+            )
+        elif name == "model.safetensors" and (folder / "pytorch_model.bin").is_file():
+            remedy = (
+                "pytorch_model.bin is not read, since it may run code: convert it, by "
+                "SentenceTransformer(FOLDER).save(NEW_FOLDER) in an environment with sentence-transformers"
+            )
+        elif name == "tokenizer.json" and (folder / "vocab.txt").is_file():
+            remedy = (
+                "it has the older form vocab.txt: convert it, by "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in an environment with transformers"
+            )
+        raise ModelSourceError(f"{folder} has no {name}; {remedy}")
 
 
 def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -118,7 +163,8 @@ def _encoder_shape(config: dict[str, Any], folder: Path) -> EncoderShape:
     model_type = config.get("model_type", "bert")
     if model_type not in ("bert", "roberta", "xlm-roberta"):
         raise ModelSourceError(
-            f"{folder} holds a {model_type!r} model; bert, roberta and xlm-roberta can be built"
+            f"{folder} holds a {model_type!r} model; bert, roberta and xlm-roberta can be built (most MiniLM, "
+            "BGE, E5 and GTE models are): choose one of these, or serve this one yourself"
         )
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise ModelSourceError(f"{folder} uses relative positions; choose a model with absolute ones")
@@ -151,7 +197,8 @@ def _modules(folder: Path) -> dict[str, str]:
     }
     if unknown := set(modules) - {"Transformer", "Pooling", "Normalize"}:
         raise ModelSourceError(
-            f"{folder} has the modules {sorted(unknown)}; only Transformer, Pooling, Normalize can be built"
+            f"{folder} has the modules {sorted(unknown)}; only Transformer, Pooling, Normalize can be built: "
+            "choose a model without the others, whose vectors would not be the same without them"
         )
     return modules
 
@@ -174,7 +221,10 @@ def _pooling(path: Path) -> Pooling:
         return "mean"
     if chosen <= {"cls_token", "cls"}:
         return "cls"
-    raise ModelSourceError(f"{path} asks for pooling by {sorted(chosen)}; mean and cls can be built")
+    raise ModelSourceError(
+        f"{path} asks for pooling by {sorted(chosen)}; mean and cls can be built: choose a model that was "
+        "trained with one of them"
+    )
 
 
 def _prompts(config: dict[str, Any]) -> tuple[str, str]:

@@ -7,9 +7,37 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from triton_models.source import ModelSourceError
+from triton_models.source import ModelSource, ModelSourceError
 
 FloatArray = npt.NDArray[np.float32]
+WORDS = "embeddings.word_embeddings.weight"
+
+
+class EncoderTensors:
+    """An encoder's tensors by the names that BERT gave them, whatever stands before these in the file."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self._tensors = read_safetensors(source.weights)
+        self._prefix = next((name for name in self._tensors if name.endswith(WORDS)), "").removesuffix(WORDS)
+
+    def __getitem__(self, name: str) -> FloatArray:
+        try:
+            return self._tensors[self._prefix + name]
+        except KeyError:
+            raise ModelSourceError(
+                f"{self._source.weights} has no tensor {name!r}; it is not a BERT-family encoder"
+            ) from None
+
+    def positions(self) -> FloatArray:
+        """[max_tokens, hidden_size]: the vector that each place in a text adds to its word's.
+
+        One sentence per text, so every token has type 0: its vector is folded in.
+        """
+        first = self._source.shape.position_offset
+        table = self["embeddings.position_embeddings.weight"][first : first + self._source.max_tokens]
+        summed: FloatArray = table + self["embeddings.token_type_embeddings.weight"][0]
+        return summed
 
 
 def read_safetensors(path: Path) -> dict[str, FloatArray]:

@@ -1,6 +1,5 @@
 """The text embedder in this process: its build, and its vectors against an independent reference."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from tests.bert_reference import DIVERSE_TEXTS, BertReference
 from triton_models import ModelSourceError, build_repository, packaged_weights
+from triton_models.check import served_module
 
 MAX_TOKENS = 256
 
@@ -30,14 +30,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder_module(repository: Path) -> ModuleType:
-    """The very file that Triton loads."""
-    path = repository / "text_embedder" / "1" / "text_encoder.py"
-    spec = importlib.util.spec_from_file_location("text_encoder", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return served_module(repository / "text_embedder" / "1" / "text_encoder.py")
 
 
 @pytest.fixture(scope="module")

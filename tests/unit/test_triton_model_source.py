@@ -8,78 +8,22 @@ import numpy as np
 import openvino as ov
 import pytest
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
-from tests.bert_reference import BertReference
+from tests.tiny_model import (
+    HIDDEN,
+    LAYERS,
+    POSITIONS,
+    TEXTS,
+    tiny_reference,
+    write_model,
+    write_modules,
+    write_pooling,
+)
 from triton_models import ModelSourceError, build_repository
 from triton_models.encoder_openvino import encoder_graph
 from triton_models.source import read_source
 from triton_models.weights import read_safetensors
-
-HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 32, 2, 4, 64, 24
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(40))]
-TEXTS = ["w1", "w1 w2 w3", "w5 w4 w3 w2 w1 w0", "w9 " * 50, "unknown words only"]
-
-
-def _write_model(folder: Path, *, prefix: str = "", positions: int = POSITIONS, **config: Any) -> Path:
-    """A whole sentence-transformers folder; tensors are drawn wide enough that each one matters."""
-    folder.mkdir()
-    random = np.random.default_rng(7)
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (len(WORDS), HIDDEN),
-        "embeddings.position_embeddings.weight": (positions, HIDDEN),
-        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
-        **_pair("embeddings.LayerNorm", HIDDEN),
-    }
-    for layer in range(LAYERS):
-        p = f"encoder.layer.{layer}."
-        for part in ("attention.self.query", "attention.self.key", "attention.self.value"):
-            shapes |= _pair(p + part, HIDDEN, HIDDEN)
-        shapes |= _pair(p + "attention.output.dense", HIDDEN, HIDDEN)
-        shapes |= _pair(p + "attention.output.LayerNorm", HIDDEN)
-        shapes |= _pair(p + "intermediate.dense", INTERMEDIATE, HIDDEN)
-        shapes |= _pair(p + "output.dense", HIDDEN, INTERMEDIATE)
-        shapes |= _pair(p + "output.LayerNorm", HIDDEN)
-    tensors = {
-        prefix + name: random.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()
-    }
-    tensors["embeddings.position_ids"] = np.arange(positions)[None]  # type: ignore[assignment]
-    save_file(tensors, folder / "model.safetensors")
-    _tokenizer().save(str(folder / "tokenizer.json"))
-    settings = {
-        "model_type": "bert",
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "max_position_embeddings": positions,
-        "layer_norm_eps": 1e-6,
-    }
-    (folder / "config.json").write_text(json.dumps(settings | config))
-    return folder
-
-
-def _pair(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return tokenizer
-
-
-def _modules(folder: Path, *kinds: str) -> None:
-    """modules.json, with each module's folder as sentence-transformers names it."""
-    paths = {kind: "" if number == 0 else f"{number}_{kind}" for number, kind in enumerate(kinds)}
-    listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in paths.items()]
-    (folder / "modules.json").write_text(json.dumps(listed))
-
-
-def _pooling(folder: Path, **config: Any) -> None:
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
 
 
 def _embed(folder: Path, texts: list[str]) -> np.ndarray:
@@ -104,10 +48,6 @@ def _embed(folder: Path, texts: list[str]) -> np.ndarray:
     return result
 
 
-def _reference(folder: Path, **settings: Any) -> BertReference:
-    return BertReference(folder, heads=HEADS, max_tokens=POSITIONS, epsilon=1e-6, **settings)
-
-
 @pytest.mark.parametrize(
     ("config", "pooling"),
     [
@@ -118,39 +58,39 @@ def _reference(folder: Path, **settings: Any) -> BertReference:
     ],
 )
 def test_pooling_is_the_model_s_own(config: dict[str, Any], pooling: str, tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
-    _modules(folder, "Transformer", "Pooling", "Normalize")
-    _pooling(folder, **config)
+    folder = write_model(tmp_path / "model")
+    write_modules(folder, "Transformer", "Pooling", "Normalize")
+    write_pooling(folder, **config)
     np.testing.assert_allclose(
-        _embed(folder, TEXTS), _reference(folder, pooling=pooling).embed(TEXTS), atol=1e-4
+        _embed(folder, TEXTS), tiny_reference(folder, pooling=pooling).embed(TEXTS), atol=1e-4
     )
 
 
 def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
-    _modules(folder, "Transformer", "Pooling")
-    _pooling(folder, pooling_mode_mean_tokens=True)
+    folder = write_model(tmp_path / "model")
+    write_modules(folder, "Transformer", "Pooling")
+    write_pooling(folder, pooling_mode_mean_tokens=True)
     embeddings = _embed(folder, TEXTS)
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     assert np.abs(lengths - 1).max() > 0.1
-    np.testing.assert_allclose(embeddings / lengths, _reference(folder).embed(TEXTS), atol=1e-4)
+    np.testing.assert_allclose(embeddings / lengths, tiny_reference(folder).embed(TEXTS), atol=1e-4)
 
 
 def test_tensors_of_a_model_with_a_head_are_found_behind_their_prefix(tmp_path: Path) -> None:
-    plain = _write_model(tmp_path / "plain")
-    headed = _write_model(tmp_path / "headed", prefix="bert.")
+    plain = write_model(tmp_path / "plain")
+    headed = write_model(tmp_path / "headed", prefix="bert.")
     np.testing.assert_array_equal(_embed(headed, TEXTS), _embed(plain, TEXTS))
 
 
 def test_roberta_positions_begin_after_the_padding_s(tmp_path: Path) -> None:
     """xlm-roberta with pad_token_id 1 reads position 2 first: as BERT without the first two rows does."""
     config = {"model_type": "xlm-roberta", "pad_token_id": 1}
-    folder = _write_model(tmp_path / "model", prefix="roberta.", positions=POSITIONS, **config)
+    folder = write_model(tmp_path / "model", prefix="roberta.", positions=POSITIONS, **config)
     tensors = read_safetensors(folder / "model.safetensors")
     as_bert = {name.removeprefix("roberta."): values for name, values in tensors.items()}
     positions = "embeddings.position_embeddings.weight"
     as_bert[positions] = np.ascontiguousarray(as_bert[positions][2:])
-    bert = _write_model(tmp_path / "bert", positions=POSITIONS - 2)
+    bert = write_model(tmp_path / "bert", positions=POSITIONS - 2)
     save_file(as_bert, bert / "model.safetensors")
     assert read_source(folder).max_tokens == POSITIONS - 2
     np.testing.assert_allclose(_embed(folder, TEXTS), _embed(bert, TEXTS), atol=1e-5)
@@ -158,7 +98,7 @@ def test_roberta_positions_begin_after_the_padding_s(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_half_precision_weights_give_nearly_the_same_vectors(dtype: str, tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
+    folder = write_model(tmp_path / "model")
     full = _embed(folder, TEXTS)
     tensors = read_safetensors(folder / "model.safetensors")
     if dtype == "F16":
@@ -189,7 +129,7 @@ def _save_bfloat16(tensors: dict[str, Any], path: Path) -> None:
 
 
 def test_prompts_and_the_token_limit_reach_the_model_s_settings(tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
+    folder = write_model(tmp_path / "model")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
     prompts = {"query": "query: ", "passage": "passage: "}
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
@@ -200,7 +140,7 @@ def test_prompts_and_the_token_limit_reach_the_model_s_settings(tmp_path: Path) 
 
 
 def test_a_token_limit_beyond_the_positions_is_cut_to_them(tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
+    folder = write_model(tmp_path / "model")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
     assert read_source(folder).max_tokens == POSITIONS
 
@@ -217,36 +157,36 @@ def test_a_token_limit_beyond_the_positions_is_cut_to_them(tmp_path: Path) -> No
 def test_what_cannot_be_built_is_refused_by_name(
     config: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    folder = _write_model(tmp_path / "model", **config)
+    folder = write_model(tmp_path / "model", **config)
     with pytest.raises(ModelSourceError, match=message):
         build_repository(folder, tmp_path / "models")
     assert not (tmp_path / "models" / "text_embedder").exists()
 
 
 def test_a_module_after_pooling_that_would_change_the_vectors_is_refused(tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
-    _modules(folder, "Transformer", "Pooling", "Dense")
+    folder = write_model(tmp_path / "model")
+    write_modules(folder, "Transformer", "Pooling", "Dense")
     with pytest.raises(ModelSourceError, match="Dense"):
         read_source(folder)
 
 
 def test_another_pooling_is_refused(tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
-    _pooling(folder, pooling_mode_mean_tokens=True, pooling_mode_max_tokens=True)
+    folder = write_model(tmp_path / "model")
+    write_pooling(folder, pooling_mode_mean_tokens=True, pooling_mode_max_tokens=True)
     with pytest.raises(ModelSourceError, match="max_tokens"):
         read_source(folder)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
+    folder = write_model(tmp_path / "model")
     (folder / missing).unlink()
     with pytest.raises(ModelSourceError, match=missing):
         read_source(folder)
 
 
 def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
+    folder = write_model(tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelSourceError, match="download it again"):
@@ -254,6 +194,6 @@ def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path) -> None:
-    folder = _write_model(tmp_path / "model")
+    folder = write_model(tmp_path / "model")
     with pytest.raises(ModelSourceError, match="cannot name"):
         build_repository(folder, tmp_path / "models", name="../elsewhere")

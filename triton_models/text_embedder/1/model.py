@@ -3,14 +3,14 @@
 Runs inside Triton's Python stub with this folder on its path.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from text_encoder import TextEncoder, Tokens
+from text_encoder import TextEncoder
+from text_tokenizer import Tokens
 
 
 class TritonPythonModel:
@@ -39,7 +39,7 @@ class TritonPythonModel:
         count = 0
         for request in requests:
             try:
-                tokens = self._encoder.tokenize(self._texts(request))
+                tokens = self._encoder.tokenizer.tokenize(self._texts(request))
             except Exception as error:  # noqa: BLE001
                 _send_error(request, error)
                 continue
@@ -54,8 +54,7 @@ class TritonPythonModel:
 
     def _texts(self, request: Any) -> list[bytes]:
         texts: list[bytes] = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().ravel().tolist()
-        prompt = self._encoder.prompts[json.loads(request.parameters() or "{}").get("prompt", "document")]
-        return [prompt + text for text in texts] if prompt else texts
+        return self._encoder.tokenizer.prompted(texts, request.parameters())
 
     def _answer_alone(self, request: Any, tokens: list[Tokens]) -> None:
         try:

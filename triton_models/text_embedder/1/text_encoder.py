@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-from tokenizers import Tokenizer
+from text_tokenizer import TextTokenizer, Tokens
 
 # More tokens in one run are no faster, fewer are slower: the weights are read from memory once per run.
 RUN_TOKENS_MAX = 512
 RUN_TOKENS_MIN = 64
 # A run costs about as much as attention does over this many empty places of its grid.
 EMPTY_PLACES_MAX = 256
-# A text is cut to this many bytes per allowed token before it is tokenised: tokenising 1 MB takes 0.2 s.
-TEXT_BYTES_PER_TOKEN_MAX = 64
 
-Tokens = Sequence[int]
 Embeddings = npt.NDArray[np.float32]
 
 
@@ -33,14 +30,8 @@ class TextEncoder:
     def __init__(self, folder: Path) -> None:
         settings: dict[str, Any] = json.loads((folder / "settings.json").read_bytes())
         self.dimension: int = settings["dimension"]
-        self.max_tokens: int = settings["max_tokens"]
-        self.prompts: dict[str, bytes] = {
-            role: prompt.encode() for role, prompt in settings["prompts"].items()
-        }
-        self._text_bytes_max = self.max_tokens * TEXT_BYTES_PER_TOKEN_MAX
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.max_tokens)
+        self.tokenizer = TextTokenizer(folder)
+        self.max_tokens = self.tokenizer.max_tokens
         self._cores: int = settings["threads"] or len(os.sched_getaffinity(0))
         core = ov.Core()
         # Without the instructions bfloat16 is emulated, which is slower than float32.
@@ -79,12 +70,7 @@ class TextEncoder:
 
     def embed(self, texts: Sequence[bytes]) -> Embeddings:
         """float32 [n, dimension]; row i belongs to texts[i]."""
-        return self.embed_tokens(self.tokenize(texts))
-
-    def tokenize(self, texts: Sequence[bytes]) -> list[Tokens]:
-        """At most `max_tokens` each; bytes that are not UTF-8 become U+FFFD."""
-        decoded = [text[: self._text_bytes_max].decode("utf-8", "replace") for text in texts]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(decoded)]
+        return self.embed_tokens(self.tokenizer.tokenize(texts))
 
     def embed_tokens(self, tokens: Sequence[Tokens]) -> Embeddings:
         embeddings = np.empty((len(tokens), self.dimension), np.float32)

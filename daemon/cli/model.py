@@ -1,0 +1,253 @@
+"""`livevec model`: Triton's model repository, made from a local sentence-transformers folder."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.context import Json
+
+if TYPE_CHECKING:
+    from triton_models import Device, ModelSource
+    from triton_models.check import Comparison
+
+app = typer.Typer(help="Build an embedding model for Triton, and check it.", no_args_is_help=True)
+
+
+class Devices(StrEnum):
+    CPU = "cpu"
+    GPU = "gpu"
+    BOTH = "both"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model as it was built for one device; `files` are sizes in bytes; `fresh`: it was not there before."""
+
+    device: str
+    repository: str
+    fresh: bool
+    files: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was built."""
+
+    name: str
+    source: str
+    dimension: int
+    max_tokens: int
+    pooling: str
+    normalize: bool
+    document_prompt: str
+    query_prompt: str
+    fingerprint: str
+    forms: tuple[Form, ...]
+
+
+From = Annotated[
+    Path | None, typer.Option("--from", help="The model's folder. [default: the packaged all-MiniLM-L6-v2]")
+]
+DocumentPrompt = Annotated[
+    str | None, typer.Option(help="Put before a stored text, as 'passage: '. [default: the folder's own]")
+]
+QueryPrompt = Annotated[
+    str | None,
+    typer.Option(help="Put before what is searched for, as 'query: '. [default: the folder's own]"),
+]
+
+
+@app.command()
+def build(
+    source: From = None,
+    to: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("models"),
+    name: Annotated[str, typer.Option(help="The model's name there: [embedding] model.")] = "text_embedder",
+    device: Annotated[
+        Devices, typer.Option(help="`both` makes two repositories below --to: cpu and gpu.")
+    ] = Devices.CPU,
+    document_prompt: DocumentPrompt = None,
+    query_prompt: QueryPrompt = None,
+    engine_cache: Annotated[
+        str, typer.Option(help="GPU: Triton's folder for compiled engines; mount a volume there.")
+    ] = "/var/tmp/livevec-tensorrt",
+    queue_size: Annotated[
+        int,
+        typer.Option(min=0, help="GPU: most requests that wait, 0: no bound here; a bound costs latency."),
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a Triton model repository from a BERT-family sentence-transformers folder: MiniLM, BGE, E5, GTE, ..
+
+    A model of that name in the repository is replaced; others stay. Building the same again changes nothing.
+    """
+    from daemon.cli import console
+
+    with _refusals():
+        from triton_models import GpuOptions, build_model
+
+        model = _read(source, document_prompt, query_prompt)
+        forms: list[Form] = []
+        with console.Steps() as steps:
+            for kind, repository in _targets(device, to):
+                with steps.step(f"build for {kind.upper()}", str(repository)):
+                    built = build_model(
+                        model, repository, name=name, device=kind, gpu=GpuOptions(engine_cache, queue_size)
+                    )
+                files = {str(path.relative_to(repository)): path.stat().st_size for path in built.files}
+                forms.append(Form(kind, str(repository), built.fresh, files))
+    report = Report(
+        name=name,
+        source=str(model.folder),
+        dimension=model.shape.hidden_size,
+        max_tokens=model.max_tokens,
+        pooling=model.pooling,
+        normalize=model.normalize,
+        document_prompt=model.document_prompt,
+        query_prompt=model.query_prompt,
+        fingerprint=model.fingerprint(),
+        forms=tuple(forms),
+    )
+    if as_json:
+        console.print_json(report)
+    else:
+        _show(report)
+        _advise(report, model)
+
+
+@app.command()
+def check(
+    source: From = None,
+    document_prompt: DocumentPrompt = None,
+    query_prompt: QueryPrompt = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what `build` makes for CPU and for GPU with the model in float32, on sample texts; all on CPU."""
+    from daemon.cli import console
+
+    with _refusals():
+        from triton_models.check import COSINE_MIN, check_model
+
+        model = _read(source, document_prompt, query_prompt)
+        with console.Steps() as steps:
+            comparisons = check_model(model, lambda form: steps.news("compare", form))
+            steps.news("compare", str(model.folder), end=True)
+    if as_json:
+        forms = [asdict(comparison) for comparison in comparisons]
+        console.print_json({"source": str(model.folder), "cosine_min_allowed": COSINE_MIN, "forms": forms})
+    else:
+        _show_comparisons(comparisons)
+    if not all(comparison.passed for comparison in comparisons):
+        console.err.print(f"a cosine is below {COSINE_MIN}: do not serve that form", style="red")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the folder lacks, or this environment, as the errors of livevec."""
+    from daemon.errors import ConfigError
+
+    try:
+        from triton_models.source import ModelSourceError
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    try:
+        yield
+    except ModelSourceError as error:
+        raise ConfigError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+
+
+def _not_installed(error: ModuleNotFoundError) -> Exception:
+    from daemon.errors import ConfigError
+
+    return ConfigError(f"building models needs the package {error.name}; run: pip install 'livevec[local]'")
+
+
+def _read(source: Path | None, document_prompt: str | None, query_prompt: str | None) -> "ModelSource":
+    from triton_models import packaged_weights, read_source
+
+    folder = packaged_weights() if source is None else source
+    return read_source(folder, document_prompt=document_prompt, query_prompt=query_prompt)
+
+
+def _targets(device: Devices, to: Path) -> "Sequence[tuple[Device, Path]]":
+    if device is Devices.BOTH:
+        return [("cpu", to / "cpu"), ("gpu", to / "gpu")]
+    return [("gpu" if device is Devices.GPU else "cpu", to)]
+
+
+def _show(report: Report) -> None:
+    from daemon.cli import console
+
+    facts = console.table("", "")
+    facts.show_header = False
+    for label, value in (
+        ("model", f"{report.name}, from {report.source}"),
+        ("vectors", f"{report.dimension} numbers, {'' if report.normalize else 'not '}normalised"),
+        ("longest text", f"{report.max_tokens} tokens; what is beyond is cut"),
+        ("pooling", report.pooling),
+        ("prompts", f"documents {report.document_prompt!r}, queries {report.query_prompt!r}"),
+        ("fingerprint", report.fingerprint),
+    ):
+        facts.add_row(label, console.plain(value))
+    console.out.print(facts)
+    for form in report.forms:
+        files = console.table("file", "bytes")
+        files.columns[1].justify = "right"
+        for path, size_bytes in form.files.items():
+            files.add_row(console.plain(path), f"{size_bytes:,}")
+        state = "built" if form.fresh else "was there already"
+        console.out.print()
+        console.out.print(console.titled(f"{form.repository}, for {form.device.upper()}: {state}", files))
+
+
+def _advise(report: Report, model: "ModelSource") -> None:
+    """What to do next, and what nobody has tried."""
+    from daemon.cli import console
+    from triton_models.source import published_prompts
+
+    say = console.err.print
+    if (prompts := published_prompts(model)) and not (model.document_prompt or model.query_prompt):
+        document, query = prompts
+        say(
+            "its name says that it was trained with prompts, and its folder names none; if so, build it with "
+            f"--document-prompt {document!r} --query-prompt {query!r}",
+            markup=False,
+            style="yellow",
+        )
+    if not (model.folder / "modules.json").is_file():
+        say(
+            f"the folder has no modules.json: {model.pooling} pooling and normalised vectors are assumed; take the "
+            "whole sentence-transformers folder if you are not sure",
+            style="yellow",
+        )
+    if any(form.device == "gpu" for form in report.forms):
+        say(
+            "the GPU form was not run on a GPU here: its files are checked as far as can be without one "
+            "(docs/models.md); TensorRT compiles for minutes when Triton first loads it",
+            style="yellow",
+        )
+    say("compare its vectors with the float32 model: livevec model check, with the same --from and prompts")
+    say(
+        f"serve it: tritonserver --model-repository={report.forms[0].repository} --model-control-mode=explicit "
+        f'--load-model={report.name}; in daemon.toml, [embedding] model = "{report.name}", '
+        f"dimension = {report.dimension}",
+        markup=False,
+    )
+
+
+def _show_comparisons(comparisons: "Sequence[Comparison]") -> None:
+    from daemon.cli import console
+
+    table = console.table("", "form", "cosine to float32: min", "mean")
+    for comparison in comparisons:
+        mark = console.OK if comparison.passed else console.BAD
+        figures = (f"{value:.6f}" for value in (comparison.cosine_min, comparison.cosine_mean))
+        table.add_row(mark, console.plain(comparison.form), *figures)
+    console.out.print(table)
