@@ -146,8 +146,6 @@ class Retry(Controlled):
 
     @drop.validator
     def _may_be_dropped(self, selection: Selection) -> None:
-        if selection == Selection():
-            raise ApplicationError("name what to drop: a key, or a reason")
         self._check(selection)
 
     def _check(self, selection: Selection) -> None:

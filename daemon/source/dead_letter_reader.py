@@ -121,6 +121,18 @@ def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters
     return Letters(tuple(sorted(letters, key=lambda letter: letter.dead_lettered_at_s)), left_out)
 
 
+def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
+    """The next offset that the settings' consumer group would read of each partition; 0 where it has read none.
+
+    Raises:
+        RetryLater: Kafka does not answer.
+    """
+    with _consumer(settings) as consumer:
+        partitions = consumer.list_topics(topic, _ANSWER_S).topics[topic].partitions
+        found = consumer.committed([TopicPartition(topic, number) for number in partitions], _ANSWER_S)
+        return {one.partition: max(0, one.offset) for one in found}
+
+
 def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list[Record | None]:
     """The record at each place; None where it is gone: by retention, compaction, or with its topic.
 
