@@ -8,10 +8,8 @@ import httpx
 from deploy.local.servers.base import Command, NotReady, Server, package_file
 
 NAMESPACE = "livevec"
-SEARCH_ATTRIBUTES = (
-    *("LivevecTable=Keyword", "LivevecPipeline=Keyword"),
-    *("LivevecPhase=Keyword", "LivevecPercent=Int"),
-)
+SEARCH_ATTRIBUTES = ("LivevecTable=Keyword", "LivevecPipeline=Keyword")
+"""What a workflow is started with. The server makes them with its database; `livevec worker` adds all others."""
 
 
 class Temporal(Server):
@@ -49,7 +47,7 @@ class Temporal(Server):
         try:
             answer = httpx.get(f"{api}/namespaces/{NAMESPACE}", timeout=5.0).raise_for_status().json()
             workflows = f"{api}/namespaces/{NAMESPACE}/workflows"
-            httpx.get(workflows, params={"query": "LivevecPhase='x'"}, timeout=5.0).raise_for_status()
+            httpx.get(workflows, params={"query": "LivevecTable='x'"}, timeout=5.0).raise_for_status()
         except httpx.HTTPError as error:
             raise NotReady(str(error)) from error
         state = answer["namespaceInfo"]["state"]
