@@ -1,5 +1,6 @@
 """One table with all that mirrors it (connector, topics, index, daemon processes), for a test of its own."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from connectors.prepare import prepare
 from daemon.config import load
 from daemon.settings import Config, PostgresSource
 from deploy.local.stack import Stack
+from workflows.client import connect
 
 DDL = "id bigint primary key, title text, body text, category text, price numeric(10,2)"
 METRICS = "127.0.0.1:9"
 """Stands in the table's configuration; each daemon gets a copy with a port of its own."""
+SDK_METRICS = "127.0.0.1:10"
 TEXT = "{title}: {body}"
 
 
@@ -55,11 +59,13 @@ def free_port() -> int:
 class DaemonProcess:
     """`livevec run` as a process of its own."""
 
+    command = "run"
+
     def __init__(self, config: Path, log: Path, metrics_port: int) -> None:
         self.log = log
         self._url = f"http://127.0.0.1:{metrics_port}"
         self._file = log.open("ab")
-        command = [Path(sys.executable).parent / "livevec", "--config", config, "run"]
+        command = [Path(sys.executable).parent / "livevec", "--config", config, self.command]
         self.process = subprocess.Popen(command, stderr=self._file, stdout=self._file)
 
     def wait_ready(self) -> "DaemonProcess":
@@ -68,9 +74,7 @@ class DaemonProcess:
 
     def _ready(self) -> bool:
         if self.process.poll() is not None:
-            raise AssertionError(
-                f"the daemon ended ({self.process.returncode}):\n{self.log.read_text()[-4000:]}"
-            )
+            raise AssertionError(f"it ended ({self.process.returncode}):\n{self.log.read_text()[-4000:]}")
         try:
             return bool(self.get("/status.json")["assigned"])
         except OSError:
@@ -111,6 +115,16 @@ class DaemonProcess:
         self._file.close()
 
 
+class WorkerProcess(DaemonProcess):
+    """`livevec worker` as a process of its own."""
+
+    command = "worker"
+
+    def __init__(self, config: Path, log: Path, metrics_port: int, sdk_metrics_port: int) -> None:
+        super().__init__(config, log, metrics_port)
+        self.sdk_metrics_port = sdk_metrics_port
+
+
 class MirroredTable:
     """`public.<name>` in the stack's database, mirrored by the pipeline `<name>`."""
 
@@ -137,6 +151,7 @@ class MirroredTable:
         self.db = psycopg.connect(self.addresses.postgres_dsn, autocommit=True)
         self.redis = Redis.from_url(self.addresses.redis_url)
         self._daemons: list[DaemonProcess] = []
+        self._workers: list[WorkerProcess] = []
         self.db.execute(f"create table {self.name} ({ddl})")
         self.topic = self.config.topic(self.config.pipelines[0])
         prepare(source, self.config.pipelines, self.config.kafka)
@@ -160,6 +175,11 @@ class MirroredTable:
             [temporal]
             address = "{a.temporal_address}"
             ui_url = "{a.temporal_ui_url}"
+            task_queue = "{self.name}"
+            [temporal.worker]
+            deployment = "{self.name}"
+            metrics_address = "{METRICS}"
+            sdk_metrics_address = "{SDK_METRICS}"
             {settings}
             [[sources]]
             kind = "postgres"
@@ -201,6 +221,25 @@ class MirroredTable:
             yield daemon
         finally:
             daemon.close()
+
+    def start_worker(self) -> WorkerProcess:
+        """Start a worker of the workflows without waiting for it."""
+        number, ports = len(self._workers), (free_port(), free_port())
+        config = self.folder / f"worker-{number}.toml"
+        text = self.config_path.read_text()
+        text = text.replace(f'"{METRICS}"', f'"127.0.0.1:{ports[0]}"')
+        config.write_text(text.replace(f'"{SDK_METRICS}"', f'"127.0.0.1:{ports[1]}"'))
+        worker = WorkerProcess(config, self.folder / f"worker-{number}.log", *ports)
+        self._workers.append(worker)
+        return worker
+
+    @contextmanager
+    def worker(self) -> Iterator[WorkerProcess]:
+        worker = self.start_worker().wait_ready()
+        try:
+            yield worker
+        finally:
+            worker.close()
 
     def command(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `livevec` with this table's configuration to its end."""
@@ -314,10 +353,26 @@ class MirroredTable:
         finally:
             consumer.close()
 
+    def _end_workflows(self) -> None:
+        """Terminate what runs for this table: no worker will take it up any more."""
+        if not self._workers:
+            return
+
+        async def end() -> None:
+            client = await connect(self.config)
+            async for one in client.list_workflows(
+                f"LivevecPipeline = '{self.name}' AND ExecutionStatus = 'Running'"
+            ):
+                await client.get_workflow_handle(one.id).terminate("the test is over")
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, end()).result()
+
     def close(self) -> None:
-        """Stop the daemons, remove connector, slot, topics and keys."""
-        for daemon in self._daemons:
-            daemon.close()
+        """Stop the daemons and workers, remove connector, slot, topics and keys."""
+        for process in (*self._daemons, *self._workers):
+            process.close()
+        self._end_workflows()
         with KafkaConnect(self.config.connect) as client:
             client.delete(self.source, with_slot=True)
         admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})
@@ -332,8 +387,9 @@ class MirroredTable:
         self.db.execute(f"drop publication if exists {self.source.publication_name}")
         self.db.execute(f"drop table if exists {self.name}")
         self.db.close()
-        if self.redis.exists(f"lv:{self.name}:versions"):
-            self.redis.execute_command("FT.DROPINDEX", f"{self.name}:1", "DD")
+        for index in self.redis.execute_command("FT._LIST"):
+            if index.startswith(f"{self.name}:".encode()):
+                self.redis.execute_command("FT.DROPINDEX", index, "DD")
         for pattern in (f"lv:{self.name}:*", f"lv:positions:{self.name}:*", f"lv:source:{self.name}:*"):
             for key in self.redis.scan_iter(match=pattern, count=1000):
                 self.redis.delete(key)

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ENDED = "ended"
+"""The last phase of every workflow that ends well."""
+
 
 class Contract(BaseModel):
     """Base of what crosses Temporal: frozen values of keys and positions, never the text of a row."""
@@ -21,7 +24,9 @@ class Progress(Contract):
 
     @property
     def percent(self) -> int | None:
-        """Of the estimate; never 100 before the end."""
+        """Of the estimate; 100 at the end alone."""
+        if self.phase == ENDED:
+            return 100
         return min(99, 100 * self.done // self.total) if self.total else None
 
 

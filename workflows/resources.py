@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from daemon.errors import LivevecError, RetryLater
+from daemon.core.queue import Item
+from daemon.errors import LivevecError, RejectRow, RetryLater
 from daemon.patience import Patience
 from daemon.projection import Projection, opened
 from daemon.settings import Config, Pipeline
-from daemon.slow_lane import EmbedderShare
+from daemon.slow_lane import EmbedderShare, SlowLane
 from daemon.source.dead_letters import DeadLetterProducer, DeadLetterTopic
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
@@ -51,6 +52,18 @@ class _Held:
     stale: bool = False
 
 
+class _RowLetters:
+    """The dead letters of a projection, which is opened before its table's key is known."""
+
+    def __init__(self, resources: "Resources", pipeline: Pipeline) -> None:
+        self.key_columns: Sequence[str] = ()
+        self._resources = resources
+        self._pipeline = pipeline
+
+    async def put(self, item: Item, error: RejectRow) -> None:
+        await self._resources.dead_letter_topic(self._pipeline, self.key_columns).put(item, error)
+
+
 class Resources:
     """Everything that activities need besides their arguments.
 
@@ -64,14 +77,33 @@ class Resources:
         self.health = health
         self.patience = LimitedPatience(config.retry, health)
         self.dead_letters = DeadLetterProducer(config.kafka)
-        self._share = EmbedderShare(config.slow_lane)
+        self.share = EmbedderShare(config.slow_lane)
         self._places: dict[str, dict[int, _Held]] = {}
         self._opening = asyncio.Lock()
+        self._lanes: dict[int, dict[str, SlowLane]] = {}
 
-    def dead_letter_topic(self, pipeline: Pipeline) -> DeadLetterTopic:
-        """Where refused rows of the pipeline go."""
+    def dead_letter_topic(self, pipeline: Pipeline, key_columns: Sequence[str] = ()) -> DeadLetterTopic:
+        """Where refused rows of the pipeline go.
+
+        Args:
+            key_columns: of its table.
+        """
         topic = self.config.kafka.dead_letter_topic(pipeline.name)
-        return DeadLetterTopic(self.dead_letters, topic, pipeline.name, pipeline.keep_bytes_in_dead_letters)
+        keep_bytes = pipeline.keep_bytes_in_dead_letters
+        return DeadLetterTopic(self.dead_letters, topic, pipeline.name, keep_bytes, key_columns)
+
+    def lane(self, projection: Projection, owner: str) -> SlowLane:
+        """A slow lane for one workflow, with a rate of its own, kept between its activities.
+
+        Args:
+            owner: the workflow's id.
+        """
+        lanes = self._lanes.setdefault(id(projection.projector), {})
+        if owner not in lanes:
+            lanes[owner] = SlowLane(
+                projection.projector, projection.builder, self.config.slow_lane, self.share
+            )
+        return lanes[owner]
 
     @asynccontextmanager
     async def projection(
@@ -117,6 +149,7 @@ class Resources:
 
     async def _open(self, pipeline: str, version: int | None) -> _Held:
         settings = self.config.pipeline(pipeline)
+        letters = _RowLetters(self, settings)
         async with AsyncExitStack() as stack:
             projection = await stack.enter_async_context(
                 opened(
@@ -125,10 +158,12 @@ class Resources:
                     version=version,
                     patience=self.patience,
                     metrics=self.metrics,
-                    dead_letters=self.dead_letter_topic(settings),
-                    share=self._share,
+                    dead_letters=letters,
+                    share=self.share,
                 )
             )
+            letters.key_columns = projection.table.key
+            stack.callback(self._lanes.pop, id(projection.projector), None)
             return _Held(projection, stack.pop_all())
 
     @staticmethod

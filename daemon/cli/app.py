@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import bench, config, connector, demo, publish, run, search, stack, status, verify
+from daemon.cli import (
+    backfill,
+    bench,
+    config,
+    connector,
+    demo,
+    model,
+    publish,
+    retry,
+    run,
+    search,
+    stack,
+    status,
+    verify,
+    worker,
+    workflows,
+)
 from daemon.cli.context import Invocation
 from daemon.errors import ConfigError, LivevecError
 
@@ -21,11 +37,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (run, stack, demo, search, status, verify, publish):
+for group in (run, worker, stack, demo, search, status, verify, publish, backfill, retry):
     group.register(app)
 app.add_typer(connector.app, name="connector")
+app.add_typer(workflows.app, name="workflows")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
+app.add_typer(model.app, name="model")
 
 
 def _version(wanted: bool) -> None:

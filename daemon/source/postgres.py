@@ -133,29 +133,20 @@ class PostgresReader:
         columns: Sequence[str],
         where: str | None = None,
         until: tuple[str, ...] | None = None,
+        inclusive: bool = False,
     ) -> SnapshotRows:
         """The next rows in the order of the primary key.
 
         Args:
             after: key of the row before the first; None: from the beginning.
+            inclusive: begin with `after` itself.
             limit: most rows.
             columns: what is wanted beside the key.
             where: an SQL condition; trusted, it comes from whoever started the backfill.
             until: key of the last row that may be read; None: to the end.
         """
-        conditions: list[sql.Composable] = []
-        parameters: list[object] = []
-        for bound, operator in ((after, ">"), (until, "<=")):
-            if bound is not None:
-                casts = sql.SQL(", ").join(
-                    sql.SQL("%s::text::{}").format(_raw(table.column(name).base_sql)) for name in table.key
-                )
-                conditions.append(sql.SQL("({}) {} ({})").format(_columns(table.key), _raw(operator), casts))
-                parameters += [literals[0] for literals in table.key_literals([bound])]
-        if where is not None:
-            conditions.append(sql.SQL("({})").format(_raw(where.replace("%", "%%"))))
+        condition, parameters = self._condition(table, after, until, where, inclusive)
         tail = sql.SQL(" ORDER BY {} LIMIT %s").format(_columns(table.key))
-        condition = sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("true")
         return await self._rows(table, columns, condition, tail, [*parameters, limit])
 
     async def snapshot(self) -> SnapshotVersion:
@@ -172,15 +163,24 @@ class PostgresReader:
             on_wait: gets what is waited for, at each look.
             poll_s: time between two looks.
         """
-        async with self._pool.connection() as connection:
-            # Its own transaction, which ends at once. xmin, not xmax: a change can be in the log with xid = xmax.
-            passed = int(await one_value(connection, "SELECT pg_current_xact_id()::text"))
+        begun = await self.barrier_begun()
         while True:
-            version = await self.snapshot()
-            if version.xmin > passed:
-                return version
-            on_wait(await self._blocking(passed))
+            found = await self.barrier_passed(begun)
+            if isinstance(found, SnapshotVersion):
+                return found
+            on_wait(found)
             await asyncio.sleep(poll_s)
+
+    async def barrier_begun(self) -> int:
+        """A transaction id that is newer than those of all that run now: its own, of a transaction that has ended."""
+        async with self._pool.connection() as connection:
+            return int(await one_value(connection, "SELECT pg_current_xact_id()::text"))
+
+    async def barrier_passed(self, begun: int) -> SnapshotVersion | list[BlockingTransaction]:
+        """A snapshot that sees every transaction up to `begun`, or those that still run."""
+        version = await self.snapshot()
+        # xmin, not xmax: a change can be in the log with xid = xmax.
+        return version if version.xmin > begun else await self._blocking(begun)
 
     async def anchor(self) -> Anchor:
         """A moment at which the position in the log and the next xid are both known."""
@@ -219,6 +219,22 @@ class PostgresReader:
                 )
             )
 
+    async def matching_estimate(
+        self, table: TableSchema, where: str | None, after: tuple[str, ...] | None
+    ) -> int:
+        """About how many rows the planner expects from `chunk` with these.
+
+        Raises:
+            StopPipeline: `where` is no condition over this table.
+        """
+        condition, parameters = self._condition(table, after, None, where, inclusive=True)
+        query = sql.SQL("EXPLAIN (FORMAT JSON) SELECT 1 FROM {} WHERE {}").format(table.identifier, condition)
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(query, parameters)
+            shown = await cursor.fetchone()
+        assert shown is not None
+        return int(shown[0][0]["Plan"]["Plan Rows"])
+
     async def key_ranges(self, table: TableSchema, parts: int) -> list[tuple[str, ...]]:
         """Keys that cut the table into about equal parts, ascending, at most `parts - 1`; from a sample.
 
@@ -243,6 +259,27 @@ class PostgresReader:
         return [table.key_of(row) for row in rows[:-1]]
 
     # ---- queries
+
+    def _condition(
+        self,
+        table: TableSchema,
+        after: tuple[str, ...] | None,
+        until: tuple[str, ...] | None,
+        where: str | None,
+        inclusive: bool,
+    ) -> tuple[sql.Composable, list[object]]:
+        conditions: list[sql.Composable] = []
+        parameters: list[object] = []
+        for bound, operator in ((after, ">=" if inclusive else ">"), (until, "<=")):
+            if bound is not None:
+                casts = sql.SQL(", ").join(
+                    sql.SQL("%s::text::{}").format(_raw(table.column(name).base_sql)) for name in table.key
+                )
+                conditions.append(sql.SQL("({}) {} ({})").format(_columns(table.key), _raw(operator), casts))
+                parameters += [literals[0] for literals in table.key_literals([bound])]
+        if where is not None:
+            conditions.append(sql.SQL("({})").format(_raw(where.replace("%", "%%"))))
+        return (sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("true")), parameters
 
     async def _rows(
         self,

@@ -1,0 +1,127 @@
+"""Whether what was written is on disk: before a position is recorded elsewhere that will not be read again.
+
+`WAITAOF 1 0` waits until the writes of its own connection are in the append-only file. The file is one sequence, so
+a small write on that connection, made after all others were answered, covers them on whichever connection they went.
+A Redis that was started anew in between has lost its tail and would answer all the same: its run id tells.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import redis.exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+
+from daemon.errors import RetryLater
+from daemon.index.connection import Client, failure, translated
+from daemon.settings import RedisSettings
+
+_KEY = "lv:durable:{{{}}}"
+_SLOTS = 16_384
+_WAIT_MS_MAX = 2_000
+
+
+class Durability:
+    """Waits for the disk of every primary. Made before the writes that it is to vouch for.
+
+    Attributes:
+        unprovable: why this Redis cannot tell (no append-only file, or older than 7.2); empty: it can.
+    """
+
+    def __init__(self, client: Client, run_ids: Mapping[str, str], wait_s_max: float) -> None:
+        self.unprovable = ""
+        self._client = client
+        self._run_ids = run_ids
+        self._wait_s_max = wait_s_max
+        self._asked = self._done = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    @classmethod
+    async def begin(cls, client: Client, settings: RedisSettings) -> "Durability":
+        """From now on: a Redis that is started anew after this is noticed.
+
+        Raises:
+            FailureClass: Redis is away.
+        """
+        found: dict[str, str] = {}
+        async for name, connection, _ in _primaries(client):
+            found[name] = await _run_id(connection)
+        return cls(client, found, settings.timeout_s * 6)
+
+    async def reached(self) -> None:
+        """Returns when every write that was answered before this call is on disk.
+
+        Raises:
+            RetryLater: Redis was started anew since `begin`, is away, or its disk is too slow: write again.
+        """
+        self._asked += 1
+        mine = self._asked
+        async with self._one_at_a_time:
+            if self._done >= mine or self.unprovable:
+                return
+            covered = self._asked
+            async for name, connection, key in _primaries(self._client):
+                await self._on_disk(name, connection, key)
+            self._done = covered
+
+    async def _on_disk(self, name: str, connection: Redis, key: str) -> None:
+        ends_at = asyncio.get_running_loop().time() + self._wait_s_max
+        while not self.unprovable:
+            # One pipeline is one connection: the write goes before the wait.
+            pipe = connection.pipeline(transaction=False)
+            pipe.set(key, "1", ex=3600)
+            pipe.execute_command("WAITAOF", 1, 0, _WAIT_MS_MAX)
+            with translated():
+                written, waited = await pipe.execute(raise_on_error=False)
+                run_id = await _run_id(connection)
+            if isinstance(written, redis_errors.RedisError):
+                raise failure(written)
+            if run_id != self._run_ids.get(name):
+                raise RetryLater(f"Redis at {name} was started anew, and may have lost its last second")
+            if isinstance(waited, redis_errors.ResponseError):
+                self.unprovable = f"Redis does not tell when a write is on disk ({waited})"
+            elif isinstance(waited, redis_errors.RedisError):
+                raise failure(waited)
+            elif int(waited[0]) >= 1:
+                return
+            elif asyncio.get_running_loop().time() > ends_at:
+                raise RetryLater(f"Redis at {name} does not bring its writes to disk; is the disk full?", 1.0)
+
+
+async def _run_id(connection: Redis) -> str:
+    with translated():
+        information = await cast(Any, connection).info("server")
+    return str(information["run_id"])
+
+
+async def _primaries(client: Client) -> AsyncIterator[tuple[str, Redis, str]]:
+    """Each primary: its name, a client of it alone, and a key that it holds."""
+    if not isinstance(client, RedisCluster):
+        yield "its address", client, _KEY.format("0")
+        return
+    with translated():
+        await client.initialize()
+    wanted = {node.name: node for node in client.get_primaries()}
+    for number in range(_SLOTS):
+        key = _KEY.format(number)
+        node = client.get_node_from_key(key)
+        if node is None or wanted.pop(node.name, None) is None:
+            continue
+        async with _alone(node) as connection:
+            yield node.name, connection, key
+        if not wanted:
+            return
+
+
+@asynccontextmanager
+async def _alone(node: Any) -> AsyncIterator[Redis]:
+    """A plain client of one node of a cluster, with the cluster client's user and settings."""
+    known = ("username", "password", "socket_timeout", "protocol", "ssl", "ssl_ca_certs", "client_name")
+    options = {name: value for name, value in node.connection_kwargs.items() if name in known}
+    connection: Redis = Redis(host=node.host, port=node.port, **options)
+    try:
+        yield connection
+    finally:
+        await connection.aclose()
