@@ -281,6 +281,13 @@ class Pipeline(Settings):
     keep_bytes_in_dead_letters: bool = Field(
         False, description="Put the original bytes into dead letters; off: only coordinates."
     )
+    reconcile_every_s: Annotated[float, Field(ge=0)] = Field(
+        86_400.0,
+        description="How often table and index are compared, by a schedule that `livevec worker` keeps; 0: never.",
+    )
+    reconcile_repair: bool = Field(
+        True, description="Let the scheduled reconcile mend what differs; off: only count and tell."
+    )
 
     @property
     def topic_name(self) -> str:

@@ -40,6 +40,7 @@ class Checker:
         differing = await SecondLooks(self._comparison).settle(
             self._suspects, self._surplus, lambda done, total: self._tell("again", done, total)
         )
+        assert differing is not None, "nothing stops it"
         return Report(
             pipeline=self._subject.pipeline,
             rows=rows,

@@ -59,12 +59,14 @@ class SecondLooks:
         suspects: Iterable[str],
         surplus: Mapping[str, Iterable[int]],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> dict[str, frozenset[Difference]]:
-        """What stayed different, by document.
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, frozenset[Difference]] | None:
+        """What stayed different, by document; None: stopped before that was known.
 
         Args:
             surplus: see `Comparison.look_again`.
             on_progress: (looked at, of how many) in this round.
+            stop: asked before each look.
         """
         before: dict[str, _Seen] = {}
         told: dict[str, frozenset[Difference]] = {}
@@ -73,6 +75,8 @@ class SecondLooks:
         while left:
             if number:
                 await asyncio.sleep(self._pace.pause_s(number))
+            if stop():
+                return None
             number += 1
             waiting = []
             for start in range(0, len(left), ROWS_PER_CHUNK):

@@ -1,0 +1,203 @@
+"""`livevec reconcile`: compares tables with their indexes and mends what differs, durably, once or on a schedule."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli import context as given
+from daemon.cli.context import Json
+from daemon.cli.flows import Wait
+
+if TYPE_CHECKING:
+    from temporalio.client import Client, WorkflowHandle
+
+    from daemon.settings import Config, Pipeline
+    from workflows.reconcile import ReconcileOrder
+    from workflows.schedules import Scheduled
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(reconcile)
+
+
+def reconcile(
+    context: typer.Context,
+    pipeline: Annotated[str | None, typer.Argument(help="Name of the pipeline; --list takes all.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what differs.")] = False,
+    vectors: Annotated[
+        bool,
+        typer.Option("--vectors", help="Also embed the stored texts again and compare the stored vectors."),
+    ] = False,
+    version: Annotated[
+        int | None, typer.Option(help="Of the index. [default: the one that readers see]")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Most rows a second.")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Do it again and again: an interval (6h), a cron expression ('0 3 * * *'), @daily."
+        ),
+    ] = None,
+    unschedule: Annotated[bool, typer.Option("--unschedule", help="End its schedule.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show the schedules.")] = False,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
+    """Compare a table with its index and tell what differs; with --wait, exit status 1 where anything is left.
+
+    Needs a worker (`livevec worker`). Live changes go on, and are no differences.
+    """
+    from daemon.errors import ConfigError
+    from workflows.activities.reconcile_model import Subject
+    from workflows.reconcile import ReconcileOrder
+
+    if sum((schedule is not None, unschedule, listed)) > 1:
+        raise ConfigError("--schedule, --unschedule and --list are three commands; give one of them")
+    config = given.resolved(context)
+    if listed:
+        asyncio.run(_list(config, given.pipelines(config, pipeline), as_json))
+        return
+    if pipeline is None:
+        raise ConfigError(f"name the pipeline; defined: {', '.join(one.name for one in config.pipelines)}")
+    settings = config.pipeline(pipeline)
+    subject = Subject(pipeline=pipeline, version=version, repair=repair, vectors=vectors)
+    order = ReconcileOrder(subject=subject, rate=rate)
+    if unschedule:
+        asyncio.run(_unschedule(config, settings, as_json))
+    elif schedule is not None:
+        asyncio.run(_schedule(config, settings, schedule, order, as_json))
+    else:
+        _run(config, settings, order, wait, as_json)
+
+
+def _run(config: "Config", pipeline: "Pipeline", order: "ReconcileOrder", wait: bool, as_json: bool) -> None:
+    from daemon.cli import flows
+    from workflows import client as temporal
+    from workflows.reconcile import Reconcile, Reconciled, workflow_id
+
+    async def start(client: "Client") -> "WorkflowHandle[Any, Any]":
+        return await temporal.start(
+            client,
+            config,
+            Reconcile.run,
+            order,
+            workflow_id=workflow_id(order.subject),
+            pipeline=pipeline,
+            summary=f"Reconcile of {pipeline.table} with {pipeline.name}",
+            details=(
+                f"Compares `{pipeline.table}` with the index `{pipeline.name}` by key range"
+                + (" and mends what differs" if order.subject.repair else "")
+                + ", beside the live changes. Signals: `pause`, `resume`, `throttle` (rows a second)."
+            ),
+        )
+
+    results: list[Reconciled] = []
+
+    def told(result: Reconciled) -> str:
+        results.append(result)
+        return _told(result)
+
+    flows.launch(config, start, wait=wait, as_json=as_json, result_type=Reconciled, told=told)
+    if results and not results[-1].ok:
+        if not as_json:
+            _show_left(results[-1])
+        raise typer.Exit(1)
+
+
+def _told(result: Any) -> str:
+    tally = result.tally
+    words = [f"{tally.rows:,} rows, {tally.documents:,} documents"]
+    words += [f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(tally.found.items())]
+    if not tally.found:
+        words.append("nothing differs")
+    elif result.repair:
+        words.append(f"{sum(tally.left.values()):,} left after the repair" if tally.left else "all mended")
+    if result.backfilled:
+        words.append(f"backfilled because of {', '.join(result.reasons)}")
+    return "; ".join(words)
+
+
+def _show_left(result: Any) -> None:
+    from daemon.cli import console
+
+    table = console.table("difference", "documents", "for example")
+    for name, count in sorted(result.tally.left.items()):
+        shown = ", ".join(result.tally.examples.get(name, ()))
+        table.add_row(name.replace("_", " "), f"{count:,}", console.plain(shown))
+    if result.tally.left:
+        console.out.print(table)
+    if result.reasons and not result.backfilled:
+        console.out.print(f"a reconcile is due: {', '.join(result.reasons)}")
+    if not result.repair:
+        console.out.print(f"mend it with `livevec reconcile {result.pipeline} --repair`")
+
+
+# ---- schedules
+
+
+async def _connected(config: "Config", work: "Callable[[Client], Awaitable[Any]]") -> Any:
+    from workflows.client import connect
+
+    return await work(await connect(config))
+
+
+async def _schedule(
+    config: "Config", pipeline: "Pipeline", when: str, order: "ReconcileOrder", as_json: bool
+) -> None:
+    from workflows import schedules
+
+    schedules.parsed(when, pipeline.name)
+
+    async def put(client: "Client") -> None:
+        await schedules.put(client, config, pipeline, when, order)
+        _print([await schedules.found(client, pipeline.name)], as_json)
+
+    await _connected(config, put)
+
+
+async def _unschedule(config: "Config", pipeline: "Pipeline", as_json: bool) -> None:
+    from daemon.cli import console
+    from workflows import schedules
+
+    removed = await _connected(config, lambda client: schedules.remove(client, pipeline.name))
+    if as_json:
+        console.print_json({"pipeline": pipeline.name, "removed": removed})
+        return
+    console.out.print(f"{pipeline.name}: " + ("schedule ended" if removed else "there was no schedule"))
+    if pipeline.reconcile_every_s:
+        console.out.print(
+            "the next start of `livevec worker` makes the one of daemon.toml; reconcile_every_s = 0 keeps it off"
+        )
+
+
+async def _list(config: "Config", pipelines: "list[Pipeline]", as_json: bool) -> None:
+    from workflows import schedules
+
+    async def found(client: "Client") -> "list[Scheduled | None]":
+        return [await schedules.found(client, pipeline.name) for pipeline in pipelines]
+
+    _print(await _connected(config, found), as_json)
+
+
+def _print(found: "list[Scheduled | None]", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from daemon.cli import console
+
+    there = [one for one in found if one is not None]
+    if as_json:
+        shown = [asdict(one) | {"next_at": one.next_at.isoformat() if one.next_at else None} for one in there]
+        console.print_json({"schedules": shown})
+        return
+    table = console.table("pipeline", "when", "repair", "next", "runs", "skipped")
+    for one in there:
+        next_at = f"{one.next_at:%Y-%m-%d %H:%M} UTC" if one.next_at else "paused" if one.paused else ""
+        repair = "yes" if one.repair else "no"
+        cells = (one.pipeline, one.when, repair, next_at, one.runs, one.skipped)
+        table.add_row(*map(console.plain, cells))
+    if there:
+        console.out.print(table)
+    else:
+        console.out.print("no reconcile is scheduled; `livevec reconcile PIPELINE --schedule 6h` makes one")
