@@ -55,9 +55,13 @@ class Dispatcher:
         self._idle.set()
         self._overloaded = False
         self.stopped: StopPipeline | None = None
+        self.retired = False
 
     def put(self, items: Sequence[Item]) -> None:
-        """Add changes; a stopped pipeline keeps them, unacknowledged."""
+        """Add changes; a stopped pipeline keeps them, unacknowledged; a retired one lets them go."""
+        if self.retired:
+            self._given_up(items)
+            return
         for item in items:
             self.queue.put(item)
         if items:
@@ -76,6 +80,17 @@ class Dispatcher:
             task.cancel()
         self._rest()
 
+    def fail(self, error: BaseException) -> None:
+        """Tell the owner what ended the work for good; a table that does not fit any more stops this pipeline."""
+        if isinstance(error, StopPipeline):
+            self.stop(error)
+        self._on_failure(error)
+
+    def retire(self) -> None:
+        """Take no part any more: what waits and what runs is let go, and holds up no offset."""
+        self.retired = True
+        self.abandon()
+
     def _rest(self) -> None:
         """Note when there is nothing left to do."""
         if not (len(self.queue) or self._running or self._waiting_for_rows):
@@ -84,8 +99,12 @@ class Dispatcher:
 
     def _given_up(self, items: Iterable[Item]) -> None:
         for item in items:
-            if not item.settled:
+            if item.outcome is None:
                 self._metrics.outcomes[Outcome.ABANDONED].inc(len(item.receipts))
+                if self.retired:
+                    item.outcome = Outcome.ABANDONED
+                    for receipt in item.receipts:
+                        receipt.settle()
 
     def stop(self, error: StopPipeline) -> None:
         """Take nothing more from the queue; what waits is not acknowledged, and read again after a restart."""
@@ -97,7 +116,12 @@ class Dispatcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while len(self.queue) and self.stopped is None and len(self._running) < self._in_flight_max:
+        while (
+            len(self.queue)
+            and self.stopped is None
+            and not self.retired
+            and len(self._running) < self._in_flight_max
+        ):
             now_s = time.time()
             decision = self._policy.decide(
                 now_s, self.queue.waiting(self._batch_max), list(self._embedding.values())
@@ -144,10 +168,8 @@ class Dispatcher:
         if task.cancelled():
             self._given_up(items)
         elif (error := task.exception()) is not None:
+            self.fail(error)
             self._given_up(items)
-            if isinstance(error, StopPipeline):
-                self.stop(error)
-            self._on_failure(error)
         self._rest()
         self._pump()
         self._on_change()

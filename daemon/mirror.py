@@ -11,12 +11,13 @@ from daemon.core.queue import Item, size_estimate, tokens_estimate
 from daemon.core.version import SnapshotVersion
 from daemon.dispatcher import Dispatcher
 from daemon.embedding.batches import EmbeddingBatches
-from daemon.embedding.embedder import Embedder, EmbeddingSpace
+from daemon.embedding.embedders import Embedders
 from daemon.embedding.tokenizer import Chunker
 from daemon.errors import ConfigError, RejectRow
 from daemon.index import schema
 from daemon.index.connection import Client
 from daemon.index.layout import document_id
+from daemon.index.versions import IndexVersion
 from daemon.index.writer import IndexWriter
 from daemon.patience import Patience
 from daemon.pipeline import Projector
@@ -28,7 +29,7 @@ from daemon.source.events import EventDecoder
 from daemon.source.postgres import PostgresReader, TableSchema
 from daemon.source.record import Record
 from daemon.source.table_watch import TableWatch
-from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.metrics import Metrics, PipelineMetrics
 
 _REREAD_TOKENS = 32
 """Assumed for a row that is yet to be read."""
@@ -40,8 +41,7 @@ class Parts:
 
     config: Config
     redis: Client
-    embedder: Embedder
-    space: EmbeddingSpace
+    embedders: Embedders
     dead_letters: DeadLetterProducer
     patience: Patience
     metrics: Metrics
@@ -75,29 +75,40 @@ class TableRows:
 
 
 class Mirror:
-    """One pipeline of a running process: gives items for records, and batches them."""
+    """One index version of a pipeline in a running process: gives items for records, and batches them."""
 
     def __init__(
         self,
         pipeline: Pipeline,
+        version: IndexVersion,
         decoder: EnvelopeDecoder | EventDecoder,
         builder: DocumentBuilder,
         writer: IndexWriter,
         projector: Projector,
         dispatcher: Dispatcher,
         target_s: float,
-        metrics: Metrics,
+        metrics: PipelineMetrics,
         watch: TableWatch | None,
+        active: bool,
     ) -> None:
         self.pipeline = pipeline
+        self.version = version
+        self.active = active
         self.watch = watch
         self.writer = writer
         self.projector = projector
         self.dispatcher = dispatcher
-        self.metrics = metrics.pipeline(pipeline.name)
+        self.metrics = metrics
         self._decoder = decoder
         self._builder = builder
         self._target_s = target_s
+
+    def show_as(self, active: bool) -> None:
+        """Whether this is the version that readers see: it goes by the pipeline's name in the metrics."""
+        if active != self.active:
+            self.metrics.forget()
+            self.active = active
+            self.metrics.show_as(_shown_name(self.pipeline, self.version, active), seen=active)
 
     def decode(self, record: Record) -> Change | None:
         """See the decoders: None for a record that changes no row."""
@@ -107,9 +118,7 @@ class Mirror:
         """What the queue holds of a change."""
         tokens = 0
         if change.row is not None:
-            row = change.row
-            size = sum(len(value) for c in self._builder.text_columns if isinstance(value := row[c], str))
-            tokens = tokens_estimate(size)
+            tokens = tokens_estimate(self._builder.text_size(change.row))
         elif change.operation is Operation.REREAD:
             tokens = _REREAD_TOKENS
         return Item(
@@ -132,26 +141,34 @@ class Mirror:
 
 async def assemble(
     pipeline: Pipeline,
+    version: IndexVersion,
+    active: bool,
     parts: Parts,
     on_change: Callable[[], None],
     on_failure: Callable[[BaseException], None],
 ) -> Mirror:
-    """Build a pipeline: its table is looked up, its index made if it is missing.
+    """Build one index version of a pipeline: its table is looked up, its index made if it is missing.
+
+    Args:
+        pipeline: with the settings that the version was made with (`IndexVersion.pipeline`).
+        active: whether it is the version that readers see.
 
     Raises:
-        ConfigError: the table lacks a column, or the index was made with other settings.
+        ConfigError: the table lacks a column, or the version was made with another model.
         FailureClass: a part failed.
     """
     config = parts.config
     source = config.source(pipeline.source)
-    builder = document_builder(pipeline, parts.space)
+    embedder, space = await parts.embedders.get(version.embedding(config.embedding))
+    version.check_space(space, pipeline.name)
+    builder = document_builder(pipeline, version)
     decoder: EnvelopeDecoder | EventDecoder
     rows: TableRows | None = None
     watch: TableWatch | None = None
     if isinstance(source, PostgresSource):
         reader = parts.readers[source.name]
         table = await parts.patience.call("source", lambda: reader.schema(pipeline.table))
-        _check_columns(pipeline, table, builder.columns)
+        check_columns(pipeline, table, builder.columns)
         decoder = EnvelopeDecoder(
             pipeline.table, table.key, builder.columns, parts.anchors[source.name].widen
         )
@@ -159,10 +176,10 @@ async def assemble(
         watch = TableWatch(parts.redis, reader, pipeline.name, table, builder.columns)
     else:
         decoder = EventDecoder(config.topic(pipeline), builder.columns)
-    layout = await parts.patience.call("redis", lambda: schema.ensure(parts.redis, pipeline, parts.space))
+    layout = await parts.patience.call("redis", lambda: schema.ensure(parts.redis, pipeline.name, version))
     writer = IndexWriter(parts.redis, layout, config.redis.pipeline_commands_max)
-    metrics = parts.metrics.pipeline(pipeline.name)
-    embedding = EmbeddingBatches(parts.embedder, config.embedding.batch_texts_max, pipeline.index.type)
+    metrics = parts.metrics.pipeline(_shown_name(pipeline, version, active), seen=active)
+    embedding = EmbeddingBatches(embedder, config.embedding.batch_texts_max, pipeline.index.type)
     topic = config.kafka.dead_letter_topic(pipeline.name)
     projector = Projector(
         builder=builder,
@@ -187,13 +204,14 @@ async def assemble(
         on_failure,
     )
     target_s = config.batching.target_ms / 1000
-    return Mirror(pipeline, decoder, builder, writer, projector, dispatcher, target_s, parts.metrics, watch)
+    return Mirror(
+        pipeline, version, decoder, builder, writer, projector, dispatcher, target_s, metrics, watch, active
+    )
 
 
-def document_builder(pipeline: Pipeline, space: EmbeddingSpace) -> DocumentBuilder:
-    """What renders the rows of a pipeline for its index version."""
+def document_builder(pipeline: Pipeline, version: IndexVersion) -> DocumentBuilder:
+    """What renders the rows of a pipeline for an index version."""
     fields = [Field(field.column, field.field, field.type) for field in pipeline.metadata]
-    version = schema.wanted(pipeline, space, schema.FIRST_VERSION)
     return DocumentBuilder(pipeline.text, fields, version.space(), pipeline.text_bytes_max)
 
 
@@ -213,7 +231,8 @@ def policy(settings: BatchingSettings) -> Policy:
             return Fixed(limits, settings.fixed_size)
 
 
-def _check_columns(pipeline: Pipeline, table: TableSchema, columns: Sequence[str]) -> None:
+def check_columns(pipeline: Pipeline, table: TableSchema, columns: Sequence[str]) -> None:
+    """Raises ConfigError where the table lacks a column that the pipeline needs, or a primary key."""
     names = [column.name for column in table.columns]
     missing = [column for column in columns if column not in names]
     if missing:
@@ -225,3 +244,7 @@ def _check_columns(pipeline: Pipeline, table: TableSchema, columns: Sequence[str
         raise ConfigError(
             f"{pipeline.table} has no primary key; add one: ALTER TABLE {pipeline.table} ADD PRIMARY KEY (...)"
         )
+
+
+def _shown_name(pipeline: Pipeline, version: IndexVersion, active: bool) -> str:
+    return pipeline.name if active else f"{pipeline.name}:{version.number}"

@@ -5,6 +5,7 @@ Used by the service for live changes and by workflow activities for rows read fr
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,13 +13,16 @@ from typing import Protocol
 from daemon.core.batching import Finished, Waiting
 from daemon.core.change import Change, Operation, Outcome, Row
 from daemon.core.document import Document, DocumentBuilder
-from daemon.core.queue import Item
+from daemon.core.queue import Item, tokens_estimate
 from daemon.core.version import SnapshotVersion, Version, replaces
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import FailureClass, RejectRow, RetryLater
 from daemon.index.writer import Delete, IndexWriter, Put, Result, Touch, Write
 from daemon.patience import Patience
 from daemon.telemetry.metrics import PipelineMetrics, Sample
+
+SourceRow = tuple[str, Version, Row | None]
+"""Document id, the row and the snapshot that it was read at (None: there was none); or an event and its place."""
 
 INVISIBLE_PAUSE_S = 0.02
 """How long to wait before a row is read again whose change was not visible yet."""
@@ -58,6 +62,14 @@ class Processed:
     later: list[Item]
 
 
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """What became of rows that were read from the source, by outcome, and what embedding them took."""
+
+    outcomes: Counter[Outcome]
+    finished: Finished
+
+
 @dataclass(slots=True)
 class _Clock:
     """Wall-clock moments of one batch, for the stages of its samples."""
@@ -68,6 +80,15 @@ class _Clock:
     texts: int = 0
     tokens: int = 0
     oldest_s: float = field(default=float("inf"))
+
+    def finished(self, now_s: float) -> Finished:
+        return Finished(
+            texts=self.texts,
+            tokens=self.tokens,
+            embed_s=self.embed_s,
+            total_s=now_s - self.started_s,
+            latency_s=max(0.0, now_s - self.oldest_s),
+        )
 
 
 class Projector:
@@ -134,42 +155,42 @@ class Projector:
         later = await self._reread(hints, work) if hints else []
         while work:
             work = await self._apply(work, clock, on_embedded)
-        now_s = time.time()
-        return Processed(
-            Finished(
-                texts=clock.texts,
-                tokens=clock.tokens,
-                embed_s=clock.embed_s,
-                total_s=now_s - clock.started_s,
-                latency_s=max(0.0, now_s - clock.oldest_s),
-            ),
-            later,
-        )
+        return Processed(clock.finished(time.time()), later)
 
     async def project(
-        self, rows: Sequence[tuple[str, SnapshotVersion, Row | None]], rewrite: Collection[str] = ()
-    ) -> None:
+        self,
+        rows: Sequence[SourceRow],
+        rewrite: Collection[str] = (),
+        on_embedded: Callable[[], None] = lambda: None,
+    ) -> Projected:
         """Bring documents up to date with rows that were read from the source; counted by outcome, not as news.
 
         Args:
             rows: document id, snapshot that the row was read at, and the row; None: there was none.
             rewrite: documents to write whole even where their text has not changed, because they are damaged.
+            on_embedded: called once the embedder has done its part.
 
         Raises:
             StopProcess: a part is set up wrongly.
         """
         clock = _Clock(started_s=time.time())
-        waiting = Waiting(clock.started_s, clock.started_s, 0)
         work: list[_Work] = []
+        items: list[Item] = []
         for identifier, version, row in rows:
+            tokens = 0 if row is None else tokens_estimate(self._builder.text_size(row))
+            waiting = Waiting(clock.started_s, clock.started_s, tokens)
             change = Change(
                 Operation.REREAD, (), row, None, version.era, None, clock.started_s, clock.started_s
             )
-            for one in await self._plan(Item(identifier, change, [], None, waiting, 0), version, row):
+            item = Item(identifier, change, [], None, waiting, 0)
+            items.append(item)
+            for one in await self._plan(item, version, row):
                 one.rewrite = identifier in rewrite
                 work.append(one)
         while work:
-            work = await self._apply(work, clock)
+            work = await self._apply(work, clock, on_embedded)
+        outcomes = Counter(item.outcome for item in items if item.outcome is not None)
+        return Projected(outcomes, clock.finished(time.time()))
 
     def _is_hint(self, item: Item, now_s: float) -> bool:
         """Whether the row must be read from the source instead of taken from the change.
@@ -343,7 +364,7 @@ class Projector:
         self._metrics.outcomes[outcome].inc()
         if len(item.receipts) > 1:
             self._metrics.outcomes[Outcome.COLLAPSED].inc(len(item.receipts) - 1)
-        item.settled = True
+        item.outcome = outcome
         for receipt in item.receipts:
             receipt.settle()
 

@@ -20,8 +20,7 @@ from daemon.cli.probe_result import Findings, Freshness, IndexState, Part, Parti
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConnectorError, LivevecError, StopProcess
 from daemon.index.connection import Client, connect, translated
-from daemon.index.layout import Layout
-from daemon.index.schema import FIRST_VERSION
+from daemon.index.versions import Versions
 from daemon.index.writer import IndexWriter
 from daemon.settings import Config, Pipeline, PostgresSource
 from daemon.source.kafka import consumer_settings
@@ -206,7 +205,9 @@ async def _index(client: Client, config: Config, pipeline: Pipeline) -> tuple[Pa
     except StopProcess:
         return Part(name, False, "there is none", "`livevec run` makes it when it starts"), None
     plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
-    writer = IndexWriter(client, Layout(pipeline.name, FIRST_VERSION), config.redis.pipeline_commands_max)
+    versions = Versions(client, pipeline.name)
+    number = (await versions.known()).active
+    writer = IndexWriter(client, versions.layout(number), config.redis.pipeline_commands_max)
     state = IndexState(
         pipeline=pipeline.name,
         documents=int(plain["num_docs"]),

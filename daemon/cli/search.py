@@ -70,30 +70,37 @@ def search(
 async def nearest(
     config: "Config", pipeline: "Pipeline", text: str, k: int, *, filter: str = "*", by_chunk: bool = False
 ) -> Found:
-    """Embed a text as a query and search the pipeline's alias."""
+    """Embed a text as a query and search the index version that readers see."""
     from daemon.embedding.factory import make_embedder
     from daemon.index.connection import connect
     from daemon.index.reader import knn
+    from daemon.index.versions import Versions
 
-    embedder, client = make_embedder(config.embedding), connect(config.redis)
+    client = connect(config.redis)
+    embedder: Embedder | None = None
     try:
+        # The version's own index, not the alias: that may move to another model while the text is embedded.
+        versions = Versions(client, pipeline.name)
+        version = (await versions.known()).version()
+        embedder = make_embedder(version.embedding(config.embedding))
         await embedder.start()
         began_s = time.perf_counter()
         vector = (await embed_query(embedder, text))[0]
         embedded_s = time.perf_counter()
         hits = await knn(
             client,
-            pipeline.name,
+            versions.layout(version.number).index,
             vector,
             k,
-            type=pipeline.index.type,
+            type=version.type,
             filter=filter,
             ef_runtime=pipeline.index.ef_runtime,
             by_chunk=by_chunk,
         )
         ended_s = time.perf_counter()
     finally:
-        await embedder.close()
+        if embedder is not None:
+            await embedder.close()
         await client.aclose()
     return Found(
         tuple(hits), round((embedded_s - began_s) * 1000, 3), round((ended_s - embedded_s) * 1000, 3)
@@ -102,8 +109,4 @@ async def nearest(
 
 async def embed_query(embedder: "Embedder", text: str) -> "Embeddings":
     """float32 [1, dimension]; models with a prompt for queries, apart from documents, get it."""
-    from daemon.embedding.triton import TritonEmbedder
-
-    if isinstance(embedder, TritonEmbedder):
-        return await embedder.embed([text], prompt="query")
-    return await embedder.embed([text])
+    return await embedder.embed([text], prompt="query")

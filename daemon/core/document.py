@@ -73,6 +73,10 @@ class DocumentBuilder:
         self.text_columns = self._template.columns
         self.columns = tuple(dict.fromkeys((*self._template.columns, *(field.column for field in fields))))
 
+    def text_size(self, row: Row) -> int:
+        """Characters of the row's text, about; costs less than rendering it."""
+        return sum(len(value) for column in self.text_columns if isinstance(value := row[column], str))
+
     def build(self, row: Row) -> Document:
         """The document of a row that has all of `columns`.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from daemon.core.batching import Waiting
-from daemon.core.change import Change
+from daemon.core.change import Change, Outcome
 from daemon.core.progress import Receipt
 
 _TOKENS_PER_BYTE = 0.25
@@ -24,7 +24,7 @@ class Item:
         record: the newest change's raw record, for a dead letter; opaque here.
         waiting: what the policy sees.
         received_at_s: when the newest was received, by the wall clock.
-        settled: whether its receipts were settled.
+        outcome: how it ended; None until its receipts are settled.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Item:
     waiting: Waiting
     size_bytes: int
     received_at_s: float = 0.0
-    settled: bool = False
+    outcome: Outcome | None = None
 
 
 @dataclass(slots=True)

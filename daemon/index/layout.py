@@ -4,7 +4,8 @@
     lv:<pipeline>:<version>:doc:{<pipeline>.<bucket>}:<id>:<chunk>   what readers see: one hash per chunk
     lv:<pipeline>:<version>:meta:{<pipeline>.<bucket>}:<id>          bookkeeping of one document
     lv:<pipeline>:<version>:floor:{<pipeline>.<bucket>}              floor of one bucket
-    lv:<pipeline>:versions                                index versions and their settings
+    lv:<pipeline>:versions                                index versions, their settings, which is active
+    lv:<pipeline>:writers:<version>                       partitions whose changes are written to that version
     lv:<pipeline>:reconcile                               why a reconcile is due
     lv:<pipeline>:table                                   what the table was when last looked at
     lv:<pipeline>:partitions                              of an event topic: its ids must stay in theirs
@@ -95,6 +96,10 @@ class Layout:
 
 def versions_key(pipeline: str) -> str:
     return f"lv:{pipeline}:versions"
+
+
+def writers_key(pipeline: str, version: int) -> str:
+    return f"lv:{pipeline}:writers:{version}"
 
 
 def reconcile_key(pipeline: str) -> str:

@@ -125,6 +125,24 @@ class Metrics:
         self.dead_letters = Counter(
             "livevec_dead_letters", "Rows refused, by reason.", ["pipeline", "reason"], registry=registry
         )
+        self.dead_letters_tried = Counter(
+            "livevec_dead_letters_tried",
+            "Tries of dead letters by the worker, by what became of them.",
+            ["pipeline", "outcome"],
+            registry=registry,
+        )
+        self.dead_letters_held = Gauge(
+            "livevec_dead_letters_held",
+            "Documents that wait for another try, or (state given_up) for a person.",
+            ["pipeline", "reason", "state"],
+            registry=registry,
+        )
+        self.dead_letters_unfed = Gauge(
+            "livevec_dead_letters_unfed",
+            "Dead letters that the worker has read and Temporal has not taken yet; more wait in Kafka.",
+            ["pipeline"],
+            registry=registry,
+        )
         self.part_up = Gauge("livevec_part_up", "1 while the part answers.", ["part"], registry=registry)
         self.lag = Gauge("livevec_unacknowledged_records", "Read, not yet acknowledged.", registry=registry)
         self.went_back = Counter(
@@ -145,18 +163,36 @@ class Metrics:
             "redis.delete_marker_ttl_s.",
             registry=registry,
         )
+        self.active_version = Gauge(
+            "livevec_index_version", "The index version that readers see.", ["pipeline"], registry=registry
+        )
+        self.settings_differ = Gauge(
+            "livevec_settings_differ",
+            "1: daemon.toml asks for another index than the one there is; run `livevec reindex`.",
+            ["pipeline"],
+            registry=registry,
+        )
         self.samples = SampleRing()
 
-    def pipeline(self, name: str) -> "PipelineMetrics":
-        return PipelineMetrics(self, name)
+    def pipeline(self, name: str, *, seen: bool = True) -> "PipelineMetrics":
+        return PipelineMetrics(self, name, seen=seen)
 
 
 class PipelineMetrics:
-    """The metrics of one pipeline, with their labels resolved once."""
+    """The metrics of one pipeline's index version, with their labels resolved once.
 
-    def __init__(self, metrics: Metrics, name: str) -> None:
+    The version that readers see goes by the pipeline's name, another one by its index's; they trade names at a swap.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, *, seen: bool = True) -> None:
         self.all = metrics
+        self.show_as(name, seen=seen)
+
+    def show_as(self, name: str, *, seen: bool) -> None:
+        """Count under this name from now on; `seen`: its samples are those of what readers see."""
+        metrics = self.all
         self.name = name
+        self._seen = seen
         self.read = metrics.read.labels(name)
         self.outcomes = {outcome: metrics.changes.labels(name, outcome.value) for outcome in Outcome}
         self.searchable = metrics.searchable.labels(name)
@@ -167,6 +203,12 @@ class PipelineMetrics:
         self.in_flight = metrics.in_flight.labels(name)
         self.overloaded = metrics.overloaded.labels(name)
 
+    def forget(self) -> None:
+        """Show no present state under this name any more; what was counted stays."""
+        metrics = self.all
+        for gauge in (metrics.queued, metrics.queued_bytes, metrics.in_flight, metrics.overloaded):
+            gauge.remove(self.name)
+
     def embedded(self, sample: Sample) -> None:
         """Note the freshness of one embedded change."""
         self.searchable.observe(sample.total)
@@ -176,4 +218,5 @@ class PipelineMetrics:
         stages["queue"].observe(sample.queue)
         stages["embed"].observe(sample.embed)
         stages["upsert"].observe(sample.upsert)
-        self.all.samples.add(sample)
+        if self._seen:
+            self.all.samples.add(sample)

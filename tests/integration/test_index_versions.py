@@ -1,0 +1,143 @@
+"""The daemon follows the registry of index versions while it runs."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from daemon.index import schema
+from daemon.index.connection import Client, connect
+from daemon.index.versions import Versions
+from daemon.mirror import document_builder
+from tests.mirrored_table import DaemonProcess, MirroredTable, wait_until
+
+
+@dataclass
+class Running:
+    table: MirroredTable
+    daemon: DaemonProcess
+    versions: Versions
+    client: Client
+
+    async def register(self, **changes: Any) -> int:
+        active = (await self.versions.known()).version()
+        return (await self.versions.register(replace(active, **changes))).number
+
+    def documents(self, number: int) -> dict[str, str]:
+        keys = list(self.table.redis.scan_iter(match=f"lv:{self.table.name}:{number}:doc:*"))
+        found = {key: self.table.redis.hmget(key, "id", "text") for key in keys}
+        return {identifier.decode(): text.decode() for identifier, text in found.values()}
+
+    def count(self, name: str, **labels: str) -> float:
+        shown = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+        return self.daemon.metrics().get(f"{name}{{{shown}}}", 0.0)
+
+
+@pytest.fixture
+async def running(mirrored: MirroredTable) -> AsyncIterator[Running]:
+    mirrored.connect()
+    with mirrored.daemon() as daemon:
+        client = connect(mirrored.config.redis)
+        try:
+            yield Running(mirrored, daemon, Versions(client, mirrored.name), client)
+        finally:
+            await client.aclose()
+
+
+async def _until(condition: Callable[[], Any]) -> None:
+    wait_until(condition, 30)
+
+
+async def test_a_registered_version_gets_every_change_beside_the_active_one(running: Running) -> None:
+    running.table.execute("insert into $T (id, title, body) values (1, 'before', 'it')")
+    running.table.wait_equal()
+    number = await running.register(m=32, text="{title} / {body}")
+    await _joined(running, number)
+    running.table.execute("insert into $T (id, title, body) values (2, 'after', 'it')")
+    running.table.execute("update $T set title = 'changed' where id = 1")
+    wait_until(lambda: running.documents(number) == {"1": "changed / it", "2": "after / it"})
+    running.table.wait_equal()
+    running.table.execute("delete from $T where id = 2")
+    wait_until(lambda: running.documents(number) == {"1": "changed / it"})
+    assert await schema.exists(running.client, f"{running.table.name}:{number}")
+
+
+async def test_a_retired_version_is_left_and_holds_up_no_offset(running: Running) -> None:
+    number = await running.register(m=32)
+    await _joined(running, number)
+    await running.versions.retire(number)
+    wait_until(lambda: running.table.redis.hlen(f"lv:{running.table.name}:writers:{number}") == 0)
+    running.table.execute("insert into $T (id, title, body) values (1, 'only', 'one')")
+    running.table.wait_equal()
+    wait_until(lambda: running.table.committed() == running.table.end_offsets())
+    assert running.documents(number) == {}
+
+
+async def test_readers_and_metrics_follow_the_active_version(running: Running) -> None:
+    name = running.table.name
+    number = await running.register(m=32)
+    await _joined(running, number)
+    await running.versions.activate(number)
+    wait_until(lambda: running.count("livevec_index_version", pipeline=name) == number)
+    running.table.execute("insert into $T (id, title, body) values (1, 'both', 'versions')")
+    running.table.wait_equal()
+    wait_until(lambda: running.count("livevec_changes_total", outcome="embedded", pipeline=name) == 1)
+    assert running.count("livevec_changes_total", outcome="embedded", pipeline=f"{name}:1") == 1
+    wait_until(lambda: running.table.redis.ft(name).info()[b"index_name"].decode() == f"{name}:{number}")
+
+
+async def test_a_version_that_cannot_be_written_is_given_up_and_the_active_one_goes_on(
+    running: Running,
+) -> None:
+    number = await running.register(model="no_such_model")
+    wait_until(lambda: running.table.redis.hexists(f"lv:{running.table.name}:versions", f"failed:{number}"))
+    table = await running.versions.known()
+    assert "no_such_model" in table.failed[number]
+    running.table.execute("insert into $T (id, title, body) values (1, 'goes', 'on')")
+    running.table.wait_equal()
+
+
+async def test_a_version_whose_column_the_table_lost_is_given_up_and_the_active_one_goes_on(
+    running: Running,
+) -> None:
+    running.table.execute("alter table $T add column extra text")
+    number = await running.register(text="{title} {extra}")
+    await _joined(running, number)
+    running.table.execute("alter table $T drop column extra")
+    running.table.execute("insert into $T (id, title, body) values (1, 'goes', 'on')")
+    running.table.wait_equal()
+    wait_until(lambda: running.table.redis.hexists(f"lv:{running.table.name}:versions", f"failed:{number}"))
+    wait_until(lambda: running.table.committed() == running.table.end_offsets())
+
+
+async def test_a_registry_that_redis_lost_is_put_back(running: Running) -> None:
+    number = await running.register(m=32)
+    await _joined(running, number)
+    await running.versions.activate(number)
+    wait_until(lambda: running.count("livevec_index_version", pipeline=running.table.name) == number)
+    before = await running.versions.known()
+    running.table.redis.delete(
+        f"lv:{running.table.name}:versions", f"lv:positions:{running.table.config.kafka.group_id}:{{0}}"
+    )
+    running.table.execute("insert into $T (id, title, body) values (1, 'notices', 'it')")
+    wait_until(lambda: running.table.redis.exists(f"lv:{running.table.name}:versions"))
+    after = await running.versions.known()
+    assert (after.active, after.versions) == (before.active, before.versions)
+
+
+async def _joined(running: Running, number: int) -> None:
+    wait_until(lambda: running.table.redis.hlen(f"lv:{running.table.name}:writers:{number}") == 1)
+
+
+def test_a_version_renders_with_what_it_was_made_with(mirrored: MirroredTable) -> None:
+    from daemon.embedding.embedder import EmbeddingSpace
+    from daemon.index.versions import wanted
+
+    pipeline = mirrored.config.pipelines[0]
+    made = wanted(pipeline, EmbeddingSpace("m", 3, 0, "f"))
+    changed = made.pipeline(pipeline.model_copy(update={"text": "{body}"}))
+    assert changed.text == pipeline.text
+    assert changed.columns == pipeline.columns
+    row = {"title": "a", "body": "b", "category": "c", "price": "1"}
+    assert document_builder(changed, made).build(row).text == "a: b"
