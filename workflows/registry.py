@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from workflows.activities.backfill import BackfillActivities
+from workflows.activities.reconcile import ReconcileActivities
 from workflows.activities.retry import RetryActivities
 from workflows.backfill import Backfill
+from workflows.reconcile import Reconcile
 from workflows.retry import Retry
 
 if TYPE_CHECKING:
     from workflows.resources import Resources
 
-WORKFLOWS: tuple[type, ...] = (Backfill, Retry)
-ACTIVITIES: tuple[type, ...] = (BackfillActivities, RetryActivities)
+WORKFLOWS: tuple[type, ...] = (Backfill, Retry, Reconcile)
+ACTIVITIES: tuple[type, ...] = (BackfillActivities, RetryActivities, ReconcileActivities)
 """Classes that take the worker's `Resources`; their methods that are activities are found by their decorator."""
 
 _PASSED_THROUGH = (

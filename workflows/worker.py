@@ -18,7 +18,7 @@ from daemon.settings import Config
 from daemon.telemetry.health import Health
 from daemon.telemetry.http import TelemetryServer
 from daemon.telemetry.metrics import Metrics
-from workflows import search_attributes
+from workflows import schedules, search_attributes
 from workflows.client import connect
 from workflows.deployment import deployment, make_current
 from workflows.failures import TranslatesFailures
@@ -87,6 +87,7 @@ async def _work(
     try:
         async with worker:
             await _until_stopped(stop, _current(client, config))
+            await _until_stopped(stop, _scheduled(client, config))
             health.assigned = True
             log.info("worker_ready", task_queue=config.temporal.task_queue, namespace=client.namespace)
             async with fed(config, client, metrics, health, stop):
@@ -102,6 +103,18 @@ async def _current(client: Client, config: Config) -> None:
     versioned = deployment(config.temporal.worker)
     if versioned is not None and config.temporal.worker.become_current:
         await make_current(client, versioned.version)
+
+
+async def _scheduled(client: Client, config: Config) -> None:
+    """What runs is worth more than what is to be begun tomorrow: without schedules the worker works as well."""
+    try:
+        await schedules.keep(client, config)
+    except WorkflowError as error:
+        log.error(
+            "reconciles_not_scheduled",
+            error=str(error),
+            remedy="start the worker again, once Temporal lets it",
+        )
 
 
 async def _connected(config: Config, health: Health) -> Client:

@@ -14,6 +14,7 @@ from daemon.cli import (
     demo,
     model,
     publish,
+    reconcile,
     retry,
     run,
     search,
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (run, worker, stack, demo, search, status, verify, publish, backfill, retry):
+for group in (run, worker, stack, demo, search, status, verify, publish, backfill, retry, reconcile):
     group.register(app)
 app.add_typer(connector.app, name="connector")
 app.add_typer(workflows.app, name="workflows")
