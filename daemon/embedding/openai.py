@@ -149,12 +149,17 @@ class OpenAIEmbedder:
     async def _request(self, texts: Sequence[str]) -> Embeddings:
         async with self._slots:
             self._wait_as_told()
-            await self._confirm_space()
-            answer = await self._post(texts)
+            # Where it fits the probe goes along: of a server that fails now and then it takes one good answer, not two.
+            along = PROBE if self._space_in_doubt and len(texts) < self._settings.batch_texts_max else ()
+            if not along:
+                await self._confirm_space()
+            answer = await self._post([*texts, *along])
             if isinstance(answer, Failure):
                 raise await self._judged(answer, texts)
+            if along:
+                self._compare(answer[-1])
         self._tries.pop(hash(texts[0]), None)
-        return answer
+        return answer[: len(texts)]
 
     async def _post(self, texts: Sequence[str]) -> Embeddings | Failure:
         client, settings = self._client, self._settings
@@ -212,7 +217,12 @@ class OpenAIEmbedder:
         answer = await self._post(PROBE)
         if isinstance(answer, Failure):
             return answer
-        vector = answer[0] / max(float(np.linalg.norm(answer[0])), 1e-12)
+        self._compare(answer[0])
+        return None
+
+    def _compare(self, probed: Embeddings) -> None:
+        """Raises StopProcess where the vector of PROBE is not that of the model found at the start."""
+        vector = probed / max(float(np.linalg.norm(probed)), 1e-12)
         if self._probed is None:
             self._probed = vector
         cosine = float(vector @ self._probed)
@@ -223,7 +233,6 @@ class OpenAIEmbedder:
             )
         self._space_in_doubt = False
         self._confirmed_at_s = time.monotonic()
-        return None
 
     async def _judged(self, failure: Failure, texts: Sequence[str]) -> FailureClass:
         """Whether the server or the request is at fault: a server that embeds PROBE right now is not."""

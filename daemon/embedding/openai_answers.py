@@ -56,7 +56,8 @@ def _in_order(items: Sequence[Any], texts: int) -> Sequence[Any]:
 def _row(value: Any) -> Embeddings:
     if isinstance(value, str):
         return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32, copy=False)
-    row = np.array(value, np.float32)
+    with np.errstate(over="ignore"):  # What does not fit into 32 bits is told as not finite.
+        row = np.array(value, np.float32)
     if row.ndim != 1:
         raise ValueError
     return row
