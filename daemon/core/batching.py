@@ -128,20 +128,35 @@ class Aimd(Fixed):
             self.size = min(500, max(self.size + 1, int(self.size * 1.1)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Doubted:
+    """A request at another pace than predicted."""
+
+    tokens: int
+    elapsed_s: float
+    pace: float
+
+
 class CostModel:
     """Time of inference, `fixed_s + token_s * tokens`, learned online.
 
     Least squares over exponentially forgotten observations; a residual of more than three times the usual one
-    is clipped, so that one stalled request does not teach a wrong slope, while a lasting change does.
+    is clipped, so that one stalled request does not teach a wrong slope.
+    A device that becomes slower or faster does so for the fixed part and for the tokens alike. So two or three
+    requests in a row that take far more than predicted, or far less, scale the model as a whole: fitted instead, the
+    small batches of before and the large ones of after would say that all of the cost is in the tokens.
     """
 
     _FORGET = 0.97
     _PRIOR = 1e-3
+    _PACE_CHANGED = 1.4
+    _PACE_CHANGED_PLAINLY = 3.0
 
     def __init__(self, fixed_s: float = 0.002, token_s: float = 25e-6) -> None:
         self.fixed_s = fixed_s
         self.token_s = token_s
         self._spread_s = 0.002
+        self._doubted: list[_Doubted] = []
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
         for tokens in (16.0, 512.0):
             self._add(tokens, fixed_s + token_s * tokens)
@@ -149,7 +164,38 @@ class CostModel:
     def predict_s(self, tokens: float) -> float:
         return self.fixed_s + self.token_s * tokens
 
+    def tokens_in(self, time_s: float) -> float:
+        """The inverse of `predict_s`."""
+        return (time_s - self.fixed_s) / self.token_s
+
     def observe(self, tokens: int, elapsed_s: float) -> None:
+        pace = elapsed_s / max(self.predict_s(tokens), 1e-9)
+        if self._doubted and (pace > 1) != (self._doubted[0].pace > 1):
+            self._learn_doubted()
+        if 1 / self._PACE_CHANGED < pace < self._PACE_CHANGED:
+            self._learn_doubted()
+            self._learn(tokens, elapsed_s)
+            return
+        self._doubted.append(_Doubted(tokens, elapsed_s, pace))
+        # The nearest to what was: one stalled request among them must not set the pace.
+        nearest = min((one.pace for one in self._doubted), key=lambda one: abs(math.log(one)))
+        plain = max(nearest, 1 / nearest) > self._PACE_CHANGED_PLAINLY
+        if len(self._doubted) >= (2 if plain else 3):
+            self._scale(nearest)
+            self._learn_doubted()
+
+    def _scale(self, factor: float) -> None:
+        self._y *= factor
+        self._xy *= factor
+        self.fixed_s *= factor
+        self.token_s *= factor
+
+    def _learn_doubted(self) -> None:
+        doubted, self._doubted = self._doubted, []
+        for one in doubted:
+            self._learn(one.tokens, one.elapsed_s)
+
+    def _learn(self, tokens: int, elapsed_s: float) -> None:
         residual = elapsed_s - self.predict_s(tokens)
         bound = 3 * self._spread_s + 0.5 * self.predict_s(tokens)
         clipped = min(max(residual, -bound), bound)
@@ -184,12 +230,18 @@ class Deadline:
     half of the batches then wait at the embedder, smaller than they could be; p50 at 300 rows/s was twice as long.)
     A batch that has grown to the size at which the fixed cost of a request is a small share of it is closed at
     once, and one such batch is kept ready: that is what saturation needs. When the deadline cannot be met by a
-    batch of some use, useful batches are taken, oldest first; if there is more than one of them waiting, that is
-    `overloaded`, until a second without a late batch.
+    batch of some use, useful batches are taken, oldest first; if there is more than one of them waiting, or if no
+    batch was in time for a second, that is `overloaded`, until a second without a late batch.
     """
 
     _FIXED_SHARE = 0.08
-    _USEFUL_TEXTS_MIN = 16
+    _FIXED_SHARE_MAX = 0.25
+    """Of a request that would else take longer than `_REQUEST_S`."""
+    _REQUEST_S = 0.25
+    _TEXTS_IN_TIME_MIN = 16
+    """Where fewer would be in time, speed counts more."""
+    _TEXTS_MIN = 64
+    """What a token costs shows only in larger batches; while it is not known, small ones may seem as good."""
     _CALM_S = 1.0
 
     def __init__(self, limits: Limits, target_s: float) -> None:
@@ -199,17 +251,17 @@ class Deadline:
         self.cost = CostModel()
         self._rest_s = 0.003
         self._late_at_s = 0.0
+        self._late_since_s: float | None = None
 
     def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision:
         slack_s = waiting[0].deadline_s - now_s - self._rest_s
-        useful = self._tokens_useful(waiting)
         wanted = sum(item.tokens for item in waiting)
+        mean = wanted / len(waiting)
+        affordable = self.cost.tokens_in(slack_s)
+        useful = self._useful(mean)
         if wanted > useful and slack_s < self.cost.predict_s(useful):
-            self.overloaded = True
-            self._late_at_s = now_s
-        affordable = (slack_s - self.cost.fixed_s) / self.cost.token_s
-        least = self._USEFUL_TEXTS_MIN * wanted / len(waiting)
-        tokens_max = min(useful, affordable) if affordable >= least else useful
+            self._overload(now_s)
+        tokens_max = useful if affordable < self._TEXTS_IN_TIME_MIN * mean else min(useful, affordable)
         count = self._limits.fitting(waiting, self._limits.batch_max, tokens_max)
         if not running:
             return Close(count)
@@ -224,14 +276,29 @@ class Deadline:
             self._rest_s += 0.1 * (min(rest_s, 0.05) - self._rest_s)
         if finished.latency_s > self._target_s:
             self._late_at_s = now_s
-        elif now_s - self._late_at_s > self._CALM_S:
-            self.overloaded = False
+            if self._late_since_s is None:
+                self._late_since_s = now_s
+            elif now_s - self._late_since_s > self._CALM_S:
+                self._overload(now_s)
+        else:
+            self._late_since_s = None
+            if now_s - self._late_at_s > self._CALM_S:
+                self.overloaded = False
 
     def idle(self, now_s: float) -> None:
+        self._late_since_s = None
         if now_s - self._late_at_s > self._CALM_S:
             self.overloaded = False
 
-    def _tokens_useful(self, waiting: Sequence[Waiting]) -> float:
-        """The size beyond which a larger batch hardly costs less per token."""
-        mean = sum(item.tokens for item in waiting[:64]) / min(len(waiting), 64)
-        return max(self.cost.fixed_s / self.cost.token_s / self._FIXED_SHARE, self._USEFUL_TEXTS_MIN * mean)
+    def _useful(self, mean: float) -> float:
+        """Tokens beyond which a larger batch gains little, where a text has `mean` of them.
+
+        A long request is a commitment: all that arrives meanwhile waits for it, also when the embedder gets well.
+        """
+        fixed = self.cost.fixed_s / self.cost.token_s
+        in_time = max(self.cost.tokens_in(self._REQUEST_S), fixed / self._FIXED_SHARE_MAX)
+        return max(min(fixed / self._FIXED_SHARE, in_time), min(self._TEXTS_MIN * mean, in_time), mean)
+
+    def _overload(self, now_s: float) -> None:
+        self.overloaded = True
+        self._late_at_s = now_s

@@ -140,6 +140,27 @@ def test_the_cost_model_forgives_one_stall_and_follows_a_lasting_change() -> Non
     assert model.predict_s(448) > 5 * before
 
 
+def test_the_cost_model_keeps_the_proportions_of_a_device_that_became_slower() -> None:
+    model = CostModel()
+    for _ in range(100):
+        model.observe(14, 0.002 + 25e-6 * 14)
+    for tokens in (14, 140, 700):
+        model.observe(tokens, 10 * (0.002 + 25e-6 * tokens))
+    assert abs(model.fixed_s - 0.020) < 0.002
+    assert abs(model.token_s - 250e-6) < 25e-6
+
+
+def test_deadline_is_overloaded_when_no_batch_is_in_time_for_a_second() -> None:
+    policy = Deadline(LIMITS, 0.1)
+    for now_s, overloaded in ((5.0, False), (5.9, False), (6.1, True)):
+        policy.observe(now_s, finished(0.15))
+        assert policy.overloaded == overloaded
+    policy = Deadline(LIMITS, 0.1)
+    for now_s, latency_s in ((5.0, 0.15), (5.5, 0.09), (6.1, 0.15), (7.0, 0.15)):
+        policy.observe(now_s, finished(latency_s))
+    assert not policy.overloaded, "one was in time between"
+
+
 @given(
     st.lists(st.integers(1, 2000), min_size=1, max_size=600),
     st.floats(0, 5),
