@@ -1,4 +1,4 @@
-"""One pipeline's queue, dispatcher and embedder by a virtual clock: what a policy does under a load, without waiting."""
+"""A queue, a dispatcher and an embedder by a virtual clock: what a policy does under a load, without waiting."""
 
 import heapq
 import math
