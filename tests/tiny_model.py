@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from tests.bert_reference import BertReference
+from triton_models.encoder_openvino import encoder_graph
+from triton_models.source import read_source
 
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 32, 2, 4, 64, 24
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(40))]
@@ -82,3 +85,25 @@ def write_prompts(folder: Path, **prompts: str) -> None:
 
 def tiny_reference(folder: Path, **settings: Any) -> BertReference:
     return BertReference(folder, heads=HEADS, max_tokens=POSITIONS, epsilon=1e-6, **settings)
+
+
+def ragged_vectors(folder: Path, texts: list[str]) -> np.ndarray:
+    """One ragged batch through the OpenVINO graph, in float32."""
+    source = read_source(folder)
+    tokenizer = Tokenizer.from_file(str(source.tokenizer))
+    tokenizer.enable_truncation(source.max_tokens)
+    tokens = [tokenizer.encode(text).ids for text in texts]
+    grid = np.zeros((len(texts), max(map(len, tokens))), np.int32)
+    mask = np.zeros(grid.shape, np.float32)
+    ids, positions, places = [], [], []
+    for row, row_ids in enumerate(tokens):
+        for position, token in enumerate(row_ids):
+            grid[row, position], mask[row, position] = len(ids), 1
+            ids.append(token)
+            positions.append(position)
+            places.append(row * grid.shape[1] + position)
+    model = ov.compile_model(encoder_graph(source), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    flat = {"ids": ids, "positions": positions, "places": places}
+    inputs = {name: np.array(values, np.int32) for name, values in flat.items()}
+    result: np.ndarray = model(inputs | {"grid": grid, "mask": mask})[0]
+    return result

@@ -88,7 +88,7 @@ class _Graph:
 
     def _constant(self, name: str, values: npt.ArrayLike, dtype: type[np.generic]) -> str:
         if name not in self._initializers:
-            array = np.ascontiguousarray(values, dtype)
+            array = np.asarray(values, dtype, order="C")
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 

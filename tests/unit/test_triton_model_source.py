@@ -5,47 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer
 
 from tests.tiny_model import (
     HIDDEN,
     LAYERS,
     POSITIONS,
     TEXTS,
+    ragged_vectors,
     tiny_reference,
     write_model,
     write_modules,
     write_pooling,
 )
 from triton_models import ModelSourceError, build_repository
-from triton_models.encoder_openvino import encoder_graph
 from triton_models.source import read_source
 from triton_models.weights import read_safetensors
-
-
-def _embed(folder: Path, texts: list[str]) -> np.ndarray:
-    """One ragged batch through the graph, in float32."""
-    source = read_source(folder)
-    tokenizer = Tokenizer.from_file(str(source.tokenizer))
-    tokenizer.enable_truncation(source.max_tokens)
-    tokens = [tokenizer.encode(text).ids for text in texts]
-    grid = np.zeros((len(texts), max(map(len, tokens))), np.int32)
-    mask = np.zeros(grid.shape, np.float32)
-    ids, positions, places = [], [], []
-    for row, row_ids in enumerate(tokens):
-        for position, token in enumerate(row_ids):
-            grid[row, position], mask[row, position] = len(ids), 1
-            ids.append(token)
-            positions.append(position)
-            places.append(row * grid.shape[1] + position)
-    model = ov.compile_model(encoder_graph(source), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    flat = {"ids": ids, "positions": positions, "places": places}
-    inputs = {name: np.array(values, np.int32) for name, values in flat.items()}
-    result: np.ndarray = model(inputs | {"grid": grid, "mask": mask})[0]
-    return result
 
 
 @pytest.mark.parametrize(
@@ -62,7 +38,7 @@ def test_pooling_is_the_model_s_own(config: dict[str, Any], pooling: str, tmp_pa
     write_modules(folder, "Transformer", "Pooling", "Normalize")
     write_pooling(folder, **config)
     np.testing.assert_allclose(
-        _embed(folder, TEXTS), tiny_reference(folder, pooling=pooling).embed(TEXTS), atol=1e-4
+        ragged_vectors(folder, TEXTS), tiny_reference(folder, pooling=pooling).embed(TEXTS), atol=1e-4
     )
 
 
@@ -70,7 +46,7 @@ def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) ->
     folder = write_model(tmp_path / "model")
     write_modules(folder, "Transformer", "Pooling")
     write_pooling(folder, pooling_mode_mean_tokens=True)
-    embeddings = _embed(folder, TEXTS)
+    embeddings = ragged_vectors(folder, TEXTS)
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     assert np.abs(lengths - 1).max() > 0.1
     np.testing.assert_allclose(embeddings / lengths, tiny_reference(folder).embed(TEXTS), atol=1e-4)
@@ -79,7 +55,7 @@ def test_a_model_without_a_normalize_module_is_not_normalised(tmp_path: Path) ->
 def test_tensors_of_a_model_with_a_head_are_found_behind_their_prefix(tmp_path: Path) -> None:
     plain = write_model(tmp_path / "plain")
     headed = write_model(tmp_path / "headed", prefix="bert.")
-    np.testing.assert_array_equal(_embed(headed, TEXTS), _embed(plain, TEXTS))
+    np.testing.assert_array_equal(ragged_vectors(headed, TEXTS), ragged_vectors(plain, TEXTS))
 
 
 def test_roberta_positions_begin_after_the_padding_s(tmp_path: Path) -> None:
@@ -93,13 +69,13 @@ def test_roberta_positions_begin_after_the_padding_s(tmp_path: Path) -> None:
     bert = write_model(tmp_path / "bert", positions=POSITIONS - 2)
     save_file(as_bert, bert / "model.safetensors")
     assert read_source(folder).max_tokens == POSITIONS - 2
-    np.testing.assert_allclose(_embed(folder, TEXTS), _embed(bert, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(ragged_vectors(folder, TEXTS), ragged_vectors(bert, TEXTS), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_half_precision_weights_give_nearly_the_same_vectors(dtype: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
-    full = _embed(folder, TEXTS)
+    full = ragged_vectors(folder, TEXTS)
     tensors = read_safetensors(folder / "model.safetensors")
     if dtype == "F16":
         save_file(
@@ -108,7 +84,7 @@ def test_half_precision_weights_give_nearly_the_same_vectors(dtype: str, tmp_pat
         )
     else:
         _save_bfloat16(tensors, folder / "model.safetensors")
-    half = _embed(folder, TEXTS)
+    half = ragged_vectors(folder, TEXTS)
     assert not np.array_equal(full, half)
     assert (full * half).sum(axis=1).min() >= 0.999
 
