@@ -21,9 +21,6 @@ from workflows.control import Controlled
 from workflows.progress import ENDED, Contract, Progress, left_s
 
 PLANNING, WAITING, COPYING, SWEEPING = "planning", "waiting", "copying", "sweeping"
-_SLICE_S = 30.0
-_SLICES_PER_RUN = 200
-"""Then it is continued as new: a long history is slow to replay, and Temporal ends one of 50,000 events."""
 _ROWS_PER_READ_FIRST = 64
 _TIMEOUT = timedelta(minutes=10)
 _TIMEOUT_SWEEP = timedelta(days=1)
@@ -58,10 +55,20 @@ class BackfillState(Contract):
 
 
 class BackfillOrder(Contract):
-    """What to backfill. `rate`: most rows a second; `state`: set by an earlier run of the same backfill."""
+    """What to backfill.
+
+    Attributes:
+        rate: most rows a second.
+        slice_s: how long one activity copies rows.
+        slices_per_run: then it is continued as new: a long history is slow to replay, and Temporal ends one of
+            50,000 events.
+        state: set by an earlier run of the same backfill.
+    """
 
     target: Target
     rate: float | None = None
+    slice_s: float = 30.0
+    slices_per_run: int = 200
     state: BackfillState | None = None
 
 
@@ -99,6 +106,7 @@ class Backfill(Controlled):
     @workflow.init
     def __init__(self, order: BackfillOrder) -> None:
         super().__init__()
+        self._order = order
         self._target = order.target
         self._state = order.state or BackfillState(rate=order.rate)
         self._rate_shown: float | None = None
@@ -164,7 +172,7 @@ class Backfill(Controlled):
                 until=until,
                 rate=self.rate,
                 rows_per_read=state.rows_per_read,
-                limit_s=_SLICE_S,
+                limit_s=self._order.slice_s,
             )
             copied = await self.slice(BackfillActivities.copy, order, _TIMEOUT, f"rows {state.rows:,} and on")
             if copied is not None:
@@ -223,10 +231,10 @@ class Backfill(Controlled):
 
     def _continue_if_long(self) -> None:
         self._slices += 1
-        if self._slices < _SLICES_PER_RUN and not workflow.info().is_continue_as_new_suggested():
+        if self._slices < self._order.slices_per_run and not workflow.info().is_continue_as_new_suggested():
             return
         state = self._state.model_copy(update={"rate": self.rate, "paused": self.is_paused})
-        workflow.continue_as_new(BackfillOrder(target=self._target, rate=self.rate, state=state))
+        workflow.continue_as_new(self._order.model_copy(update={"state": state}))
 
     def _check_cancelled(self) -> None:
         if self.cancelled:

@@ -1,0 +1,50 @@
+"""Scenarios whose histories are kept and replayed. A new workflow adds a function and a line below.
+
+Each gets a table with connector, daemon and worker running, and gives what is kept: file name -> `workflow id`, or
+`workflow id/run id` for another run than the latest.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from tests.mirrored_table import MirroredTable
+from tests.workflows.backfills import Backfills, insert
+
+Recording = Callable[[MirroredTable], Awaitable[dict[str, str]]]
+
+
+async def backfill_held(table: MirroredTable) -> dict[str, str]:
+    """Waits for a transaction, is paused, resumed, throttled, continued as new; ends with a sweep."""
+    insert(table, 1, 400)
+    backfills = await Backfills.of(table)
+    table.execute("begin; select pg_current_xact_id()")
+    handle = await backfills.start(rate=100.0, slice_s=0.1, slices_per_run=2)
+    await backfills.until(
+        handle, lambda found: "idle in transaction" in found.note, "the transaction is named"
+    )
+    table.execute("commit")
+    await backfills.phase(handle, "copying")
+    await handle.execute_update("pause")
+    await backfills.phase(handle, "paused")
+    await handle.execute_update("throttle", 400.0)
+    await handle.signal("resume")
+    await handle.result()
+    return {
+        "backfill_continued": f"{handle.id}/{handle.first_execution_run_id}",
+        "backfill_ended": handle.id,
+    }
+
+
+async def backfill_cancelled(table: MirroredTable) -> dict[str, str]:
+    """Of a part of the table; cancelled while rows are copied."""
+    insert(table, 1, 400)
+    backfills = await Backfills.of(table)
+    handle = await backfills.start(where="id > 10", rate=20.0)
+    await backfills.phase(handle, "copying")
+    await asyncio.sleep(1)
+    await handle.cancel()
+    await backfills.status(handle, "CANCELED")
+    return {"backfill_cancelled": handle.id}
+
+
+RECORDINGS: tuple[Recording, ...] = (backfill_held, backfill_cancelled)
