@@ -24,6 +24,10 @@ class Bulk:
     cpu_s: float
 
 
+class Stalled(LivevecError):
+    """Changes did not come."""
+
+
 class BulkSystem(System, Protocol):
     """A system that can be asked cheaply how far it is."""
 
@@ -89,7 +93,8 @@ def wait_for(count: Callable[[], int], total: int, what: str, on_progress: OnPro
     """Poll until `count` is `total`; seldom while much is missing, since each question costs what is measured.
 
     Raises:
-        LivevecError: it did not move for a minute, or went past `total`.
+        Stalled: it did not move for a minute.
+        LivevecError: it went past `total`.
     """
     began_s = moved_s = time.monotonic()
     last = 0
@@ -99,7 +104,7 @@ def wait_for(count: Callable[[], int], total: int, what: str, on_progress: OnPro
             last, moved_s = done, now_s
             on_progress(what, done, total)
         elif now_s - moved_s > _STALLED_AFTER_S:
-            raise LivevecError(
+            raise Stalled(
                 f"{what}: {total - done} of {total} changes did not come within {_STALLED_AFTER_S:g} s after the "
                 "others; see `livevec status`, and bench.log in the folder of logs"
             )

@@ -1,5 +1,6 @@
-"""The load of a measurement: real texts of a given length, inserted one commit at a time at a steady rate."""
+"""The load of a measurement: real texts of a given length, inserted one commit at a time at given times."""
 
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,25 @@ class LoadRow:
 
     id: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A row and when it is inserted, in seconds from the beginning."""
+
+    at_s: float
+    row: LoadRow
+
+
+def random_arrivals(rows: Sequence[LoadRow], rate: float, seed: int) -> list[Arrival]:
+    """A Poisson process: as many clients that know nothing of one another would insert; the same for a seed."""
+    draw = random.Random(seed)
+    at_s = 0.0
+    arrivals = []
+    for row in rows:
+        arrivals.append(Arrival(at_s, row))
+        at_s += draw.expovariate(rate)
+    return arrivals
 
 
 def rows_of(sentences: Iterable[str], tokens: int, count: int) -> list[LoadRow]:
@@ -74,17 +94,45 @@ class Table:
         Raises:
             LivevecError: PostgreSQL refuses.
         """
+        self.replay([Arrival(number / rate, row) for number, row in enumerate(rows)], on_insert)
+
+    def replay(self, arrivals: Sequence[Arrival], on_insert: Callable[[int], None]) -> None:
+        """Insert each row at its time; those that are late go at once, in their order.
+
+        Raises:
+            LivevecError: PostgreSQL refuses.
+        """
         statement = f"INSERT INTO {self.name} VALUES (%s, %s)".encode()
         began_s = time.monotonic()
+        for number, arrival in enumerate(arrivals):
+            wait_s = began_s + arrival.at_s - time.monotonic()
+            if wait_s > 0:
+                time.sleep(wait_s)
+            self.execute(statement, (arrival.row.id, arrival.row.text))
+            on_insert(number + 1)
+
+    def execute(self, statement: bytes, parameters: Sequence[object]) -> None:
+        """One statement, one commit.
+
+        Raises:
+            LivevecError: PostgreSQL refuses.
+        """
         try:
-            for number, row in enumerate(rows):
-                wait_s = began_s + number / rate - time.monotonic()
-                if wait_s > 0:
-                    time.sleep(wait_s)
-                self._connection.execute(statement, (row.id, row.text))
-                on_insert(number + 1)
+            self._connection.execute(statement, parameters)
         except psycopg.Error as error:
-            raise LivevecError(f"PostgreSQL refused an insert ({error}); see `livevec status`") from error
+            raise LivevecError(f"PostgreSQL refused a statement ({error}); see `livevec status`") from error
+
+    def texts(self) -> dict[str, str]:
+        """What the table holds: text by id.
+
+        Raises:
+            LivevecError: PostgreSQL refuses.
+        """
+        try:
+            rows = self._connection.execute(f"SELECT id, body FROM {self.name}".encode()).fetchall()
+        except psycopg.Error as error:
+            raise LivevecError(f"PostgreSQL refused a query ({error}); see `livevec status`") from error
+        return {str(identifier): str(body) for identifier, body in rows}
 
     def copy(self, rows: Sequence[LoadRow]) -> None:
         """Insert all in one COPY, committed when this returns.

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.bench.bulk import Bulk
+from daemon.bench.lag import LagSample
 from daemon.bench.latency import Latency
 from daemon.bench.percentiles import STAGES, Percentiles, percentiles_ms
+from daemon.bench.policies import PolicyReport
+from daemon.bench.soak import SoakRun, SoakWindow
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
+class LatencyReports:
+    """One for each rate."""
+
+    rates: list[LatencyReport]
+
+
+@dataclass(frozen=True)
 class ThroughputReport:
     """`ratio`: livevec's speed over the ceiling's; `floor_ratio`: over the floor's."""
 
@@ -58,6 +68,54 @@ class SkipReport:
     daemon_cpu_ms_per_change: float
     changes_per_s_per_core: float
     guard_us_per_write: float
+
+
+@dataclass(frozen=True)
+class PoliciesReport:
+    """Of each policy, and what all had in common."""
+
+    rate: float
+    seconds: float
+    slow_factor: float
+    slow_s: float
+    target_ms: float
+    tokens: int
+    fixed: PolicyReport
+    aimd: PolicyReport
+    deadline: PolicyReport
+
+
+@dataclass(frozen=True)
+class SoakReport:
+    """`rss_mb_first`: at the end of the first window. `lost`: changes of which the index does not know at the end."""
+
+    seconds: float
+    rate: float
+    inserts: int
+    updates: int
+    deletes: int
+    live_ms: Percentiles
+    rss_mb_first: float
+    rss_mb_max: float
+    rss_mb_last: float
+    queue_changes_max: int
+    lost: int
+    windows: list[SoakWindow]
+
+
+@dataclass(frozen=True)
+class LagReport:
+    """`changes`: that waited when the daemon was started; `done` of them are searchable after `seconds`."""
+
+    changes: int
+    tokens: int
+    record_bytes: int
+    seconds: float
+    done: int
+    rss_mb_first: float
+    rss_mb_max: float
+    queue_changes_max: int
+    samples: list[LagSample]
 
 
 def latency_report(
@@ -102,6 +160,40 @@ def skip_report(skipped: Bulk, guard_us_per_write: float) -> SkipReport:
         daemon_cpu_ms_per_change=_cpu_ms(skipped),
         changes_per_s_per_core=round(skipped.changes / skipped.cpu_s, 1) if skipped.cpu_s else 0.0,
         guard_us_per_write=round(guard_us_per_write, 2),
+    )
+
+
+def soak_report(seconds: float, rate: float, run: SoakRun, lost: int) -> SoakReport:
+    windows = list(run.windows)
+    return SoakReport(
+        seconds=seconds,
+        rate=rate,
+        inserts=run.statements["insert"],
+        updates=run.statements["update"],
+        deletes=run.statements["delete"],
+        live_ms=percentiles_ms(run.latencies_s),
+        rss_mb_first=windows[0].rss_mb,
+        rss_mb_max=max(window.rss_mb for window in windows),
+        rss_mb_last=windows[-1].rss_mb,
+        queue_changes_max=max(window.queue_changes for window in windows),
+        lost=lost,
+        windows=windows,
+    )
+
+
+def lag_report(
+    changes: int, tokens: int, record_bytes: int, done: int, samples: list[LagSample]
+) -> LagReport:
+    return LagReport(
+        changes=changes,
+        tokens=tokens,
+        record_bytes=record_bytes,
+        seconds=samples[-1].at_s,
+        done=done,
+        rss_mb_first=samples[0].rss_mb,
+        rss_mb_max=max(sample.rss_mb for sample in samples),
+        queue_changes_max=max(sample.queue_changes for sample in samples),
+        samples=samples,
     )
 
 

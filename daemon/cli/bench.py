@@ -1,19 +1,14 @@
 """`livevec bench`: measurements on a running stack."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from daemon.cli import bench_long
 from daemon.cli import context as given
+from daemon.cli.bench_options import TOKENS, Plot, Tokens
 from daemon.cli.context import Json
 
-if TYPE_CHECKING:
-    from daemon.bench.latency import OnProgress
-    from daemon.bench.report import LatencyReport, SkipReport, ThroughputReport
-    from daemon.cli.console import Steps
-
-TOKENS = 14
 app = typer.Typer(help="Measure on a running stack.", no_args_is_help=True)
 
 
@@ -25,75 +20,85 @@ def bench() -> None:
 @app.command()
 def latency(
     context: typer.Context,
-    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Inserts a second.")] = 100.0,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.1,
+            max=100_000,
+            help="Inserts a second; given several times, one after another. [default: 100]",
+        ),
+    ] = None,
     rows: Annotated[
-        int, typer.Option(min=50, max=1_000_000, help="Rows for each system; up to 200 of them warm it up.")
+        int,
+        typer.Option(
+            min=50, max=1_000_000, help="Rows for each system and rate; up to 200 of them warm it up."
+        ),
     ] = 2_000,
     floor: Annotated[
         bool, typer.Option("--floor", help="Also measure the barest loop that does the job, taking turns.")
     ] = False,
-    tokens: Annotated[int, typer.Option(min=3, max=500, help="Tokens of a text, about.")] = TOKENS,
+    tokens: Tokens = TOKENS,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Measure commit to searchable: insert rows one by one, each its own commit, at a steady rate.
 
     Makes tables, connector, slot and topics named livevec_bench, runs a daemon of its own on them, and removes
-    all of it at the end. Let nothing else use the stack meanwhile.
+    all of it at the end. Let nothing else use the stack meanwhile. Several rates: --json gives {"rates": [...]}.
     """
+    from daemon.bench import plots
     from daemon.bench.latency import measure
-    from daemon.bench.load import rows_of
-    from daemon.bench.report import latency_report
-    from daemon.cli import console
-    from daemon.cli.bench_steps import running
-    from daemon.cli.stack import reporter
-    from deploy.local.artifacts import default_cache
-    from deploy.local.corpus import texts
+    from daemon.bench.report import LatencyReports, latency_report
+    from daemon.cli import bench_tables, console
+    from daemon.cli.bench_steps import load_rows, progress, running
 
+    plots.check(plot)
     config = given.resolved(context)
+    rates = rate or [100.0]
+    reports = []
     with console.Steps() as steps:
-        entries = texts(default_cache(), reporter(steps))
-        load = rows_of((entry.body for entry in entries), tokens, rows)
+        load = load_rows(steps, tokens, rows * len(rates))
         with running(config, steps, floor=floor) as systems:
-            found = measure(
-                systems, load, rate, lambda what, done, total: steps.news("measure", what, done, total)
-            )
-            steps.news("measure", "done", end=True)
-    report = latency_report(rate, rows, found["livevec"], found.get("floor"))
+            for number, one in enumerate(rates):
+                found = measure(systems, load[number * rows :][:rows], one, progress(steps))
+                reports.append(latency_report(one, rows, found["livevec"], found.get("floor")))
+                steps.news("measure", f"{one:g}/s done", end=True)
+    if plot is not None:
+        plots.latency(plot, reports)
     if as_json:
-        console.print_json(asdict(report))
+        console.print_json(reports[0] if len(reports) == 1 else LatencyReports(reports))
     else:
-        _show(report)
+        for report in reports:
+            bench_tables.latency(report)
 
 
 @app.command()
 def throughput(
     context: typer.Context,
     rows: Annotated[int, typer.Option(min=50, max=1_000_000, help="Rows of the COPY.")] = 5_000,
-    tokens: Annotated[int, typer.Option(min=3, max=500, help="Tokens of a text, about.")] = TOKENS,
+    tokens: Tokens = TOKENS,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Measure one COPY, until its last row is searchable: livevec, the barest loop, then the embedder alone.
 
     One after another, each with the machine to itself. Makes and removes what `bench latency` does.
     """
-    from daemon.bench import ceiling
+    from daemon.bench import ceiling, plots
     from daemon.bench.bulk import measure_copy
     from daemon.bench.latency import warm_up_rows
-    from daemon.bench.load import rows_of
     from daemon.bench.report import throughput_report
-    from daemon.cli import console
-    from daemon.cli.bench_steps import floor_running, livevec_running, prepared
-    from daemon.cli.stack import reporter
-    from deploy.local.artifacts import default_cache
-    from deploy.local.corpus import texts
+    from daemon.cli import bench_tables, console
+    from daemon.cli.bench_setting import FLOOR, NAME
+    from daemon.cli.bench_steps import floor_running, livevec_running, load_rows, prepared, progress
 
+    plots.check(plot)
     config = given.resolved(context)
     warm_up = warm_up_rows(rows)
     with console.Steps() as steps:
-        entries = texts(default_cache(), reporter(steps))
-        load = rows_of((entry.body for entry in entries), tokens, warm_up + rows)
-        news = _progress(steps)
-        with prepared(config, steps, floor=True) as bench:
+        load = load_rows(steps, tokens, warm_up + rows)
+        news = progress(steps)
+        with prepared(config, steps, (NAME, FLOOR)) as bench:
             with livevec_running(bench, steps) as livevec:
                 measure_copy(livevec, load[:warm_up], news)
                 ours = measure_copy(livevec, load[warm_up:], news)
@@ -105,10 +110,12 @@ def throughput(
                 bodies = [row.text for row in load]
                 alone = ceiling.texts_per_s(config.embedding, bodies[:warm_up], bodies[warm_up:])
     report = throughput_report(tokens, ours, theirs, alone)
+    if plot is not None:
+        plots.throughput(plot, report)
     if as_json:
         console.print_json(report)
     else:
-        _show_throughput(report)
+        bench_tables.throughput(report)
 
 
 @app.command()
@@ -123,20 +130,15 @@ def skip(
     """
     from daemon.bench.bulk import measure_copy, measure_unchanged
     from daemon.bench.guard import guard_us_per_write
-    from daemon.bench.load import rows_of
     from daemon.bench.report import skip_report
-    from daemon.cli import console
-    from daemon.cli.bench_steps import livevec_running, prepared
-    from daemon.cli.stack import reporter
-    from deploy.local.artifacts import default_cache
-    from deploy.local.corpus import texts
+    from daemon.cli import bench_tables, console
+    from daemon.cli.bench_steps import livevec_running, load_rows, prepared, progress
 
     config = given.resolved(context)
     with console.Steps() as steps:
-        entries = texts(default_cache(), reporter(steps))
-        load = rows_of((entry.body for entry in entries), TOKENS, rows)
-        news = _progress(steps)
-        with prepared(config, steps, floor=False) as bench:
+        load = load_rows(steps, TOKENS, rows)
+        news = progress(steps)
+        with prepared(config, steps) as bench:
             with livevec_running(bench, steps) as livevec:
                 measure_copy(livevec, load, news)
                 skipped = measure_unchanged(livevec, rows, news)
@@ -148,46 +150,7 @@ def skip(
     if as_json:
         console.print_json(report)
     else:
-        _show_skip(report)
+        bench_tables.skip(report)
 
 
-def _progress(steps: "Steps") -> "OnProgress":
-    return lambda what, done, total: steps.news("measure", what, done, total)
-
-
-def _show_throughput(report: "ThroughputReport") -> None:
-    from daemon.cli import console
-
-    title = f"one COPY of {report.rows:,} rows of about {report.tokens} tokens"
-    table = console.table("", "texts/s", "livevec is")
-    table.add_row("livevec", f"{report.texts_per_s:,.0f}", "")
-    table.add_row("floor", f"{report.floor_texts_per_s:,.0f}", f"{report.floor_ratio:.2f} x")
-    table.add_row("embedder alone", f"{report.ceiling_texts_per_s:,.0f}", f"{report.ratio:.2f} x")
-    table.add_row("daemon's CPU", f"{report.daemon_cpu_ms_per_change:.3f} ms a change", "")
-    console.out.print(console.titled(title, table))
-
-
-def _show_skip(report: "SkipReport") -> None:
-    from daemon.cli import console
-
-    table = console.table("", "")
-    table.add_row("changes/s", f"{report.changes_per_s:,.0f}")
-    table.add_row("daemon's CPU", f"{report.daemon_cpu_ms_per_change:.3f} ms a change")
-    table.add_row("changes/s on one core", f"{report.changes_per_s_per_core:,.0f}")
-    table.add_row("version rule", f"{report.guard_us_per_write:.1f} us a write more than a plain HSET")
-    console.out.print(console.titled(f"one UPDATE of {report.rows:,} rows that changes nothing", table))
-
-
-def _show(report: "LatencyReport") -> None:
-    from daemon.cli import console
-
-    title = f"commit to searchable, {report.livevec_ms.count:,} rows at {report.rate:g}/s, ms"
-    table = console.table("", "p50", "p95", "p99", "max")
-    for name, found in (("livevec", report.livevec_ms), ("floor", report.floor_ms)):
-        if found is not None:
-            table.add_row(name, *(f"{value:.1f}" for value in (found.p50, found.p95, found.p99, found.max)))
-    if report.ratio is not None:
-        table.add_row("ratio", f"{report.ratio.p50:.2f}", "", f"{report.ratio.p99:.2f}", "")
-    for stage, part in report.stages_ms.items():
-        table.add_row(f"  {stage}", *(f"{value:.1f}" for value in (part.p50, part.p95, part.p99)), "")
-    console.out.print(console.titled(title, table))
+bench_long.register(app)

@@ -4,77 +4,40 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import psycopg
-import redis
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
-from connectors.connect import KafkaConnect
-from connectors.topics import topics
-from daemon.bench import guard
+from daemon.bench import slow_embedder
 from daemon.bench.floor import Spec
-from daemon.bench.latency import Latency, System
-from daemon.bench.load import Table
+from daemon.bench.latency import Latency, OnProgress, System
+from daemon.bench.load import LoadRow, Table, rows_of
 from daemon.bench.percentiles import STAGES
-from daemon.bench.process_cpu import cpu_s
+from daemon.bench.process import cpu_s, rss_mb
+from daemon.bench.slow_embedder import SlowDown, write_slow_down
+from daemon.bench.stored import differences, stored_texts
 from daemon.bench.toml import to_toml
+from daemon.cli.bench_removal import remove
+from daemon.cli.bench_setting import AS_THE_USER, FLOOR, NAME, Setting, Tuning, free_port
 from daemon.cli.child import ChildProcess, DaemonChild
 from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
-from daemon.cli.librdkafka import quiet_log
+from daemon.cli.stack import reporter
 from daemon.config import default_home
 from daemon.core.change import Outcome
-from daemon.errors import ConfigError, LivevecError
-from daemon.settings import Config, Pipeline, PostgresSource
+from daemon.settings import Config
+from deploy.local.artifacts import default_cache
+from deploy.local.corpus import texts
 
-NAME = "livevec_bench"
-FLOOR = "livevec_bench_floor"
+SENTENCES = 20_000
+"""Different texts for a measurement that makes its own rows of them."""
 _SAMPLES_HELD = 1_000
-_ADMIN_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The configuration of the measured daemon, its source, and the pipelines that the connector serves."""
-
-    config: Config
-    source: PostgresSource
-    pipelines: tuple[Pipeline, ...]
-
-    @classmethod
-    def of(cls, config: Config, *, floor: bool) -> "Setting":
-        """The user's servers and tuning, with a source and a pipeline of its own.
-
-        Raises:
-            ConfigError: the configuration names no PostgreSQL source.
-        """
-        known = [source for source in config.sources if isinstance(source, PostgresSource)]
-        if not known:
-            raise ConfigError("a measurement needs PostgreSQL: define a source with its dsn in daemon.toml")
-        source = known[0].model_copy(
-            update={"name": NAME, "slot": NAME, "publication": NAME, "snapshot_mode": "no_data", "era": 0}
-        )
-        pipelines = tuple(
-            Pipeline(name=name, source=NAME, table=f"public.{name}", text="{body}")
-            for name in (NAME, *([FLOOR] if floor else ()))
-        )
-        own = config.model_copy(
-            update={
-                "kafka": config.kafka.model_copy(update={"group_id": NAME}),
-                "telemetry": config.telemetry.model_copy(
-                    update={"address": f"127.0.0.1:{_free_port()}", "log_format": "json"}
-                ),
-                "sources": (source,),
-                "pipelines": pipelines[:1],
-            }
-        )
-        return cls(own, source, pipelines)
+_SETTLE_TIMEOUT_S = 15.0
+_SETTLE_POLL_S = 0.5
 
 
 class Livevec:
@@ -82,7 +45,8 @@ class Livevec:
 
     name = "livevec"
 
-    def __init__(self, table: Table, child: DaemonChild) -> None:
+    def __init__(self, pipeline: str, table: Table, child: DaemonChild) -> None:
+        self.pipeline = pipeline
         self.table = table
         self._child = child
         self._follower = child.http.follow(0, _SAMPLES_HELD)
@@ -90,7 +54,12 @@ class Livevec:
     def arrived(self) -> Sequence[Latency]:
         self._child.check()
         return [
-            Latency(sample["id"], sample["total"], {stage: sample[stage] for stage in STAGES})
+            Latency(
+                sample["id"],
+                sample["total"],
+                {stage: sample[stage] for stage in STAGES},
+                sample["committed_at"],
+            )
             for sample in self._follower.fetch()
         ]
 
@@ -100,10 +69,22 @@ class Livevec:
 
     def unchanged(self) -> int:
         self._child.check()
-        return self._child.http.outcomes(NAME)[Outcome.UNCHANGED]
+        return self.outcomes()[Outcome.UNCHANGED]
+
+    def outcomes(self) -> dict[str, int]:
+        """Changes so far by how they ended."""
+        return self._child.http.outcomes(self.pipeline)
+
+    def queued(self) -> int:
+        """Changes that wait."""
+        self._child.check()
+        return int(self._child.http.gauges("livevec_queue_changes")[self.pipeline])
 
     def cpu_s(self) -> float:
         return cpu_s(self._child.process.pid)
+
+    def rss_mb(self) -> float:
+        return rss_mb(self._child.process.pid)
 
 
 class Floor:
@@ -138,21 +119,46 @@ class Floor:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a measurement runs on. `tables`: livevec's, then the floor's; `folder`: for files, removed at the end."""
+    """What a measurement runs on. `tables`: in the pipelines' order; `folder`: for files, removed at the end."""
 
     setting: Setting
     tables: tuple[Table, ...]
     folder: Path
 
 
+def load_rows(steps: Steps, tokens: int, count: int) -> list[LoadRow]:
+    """Rows of real sentences."""
+    return rows_of((entry.body for entry in texts(default_cache(), reporter(steps))), tokens, count)
+
+
+def progress(steps: Steps) -> OnProgress:
+    """Shows how far a measurement is."""
+    return lambda what, done, total: steps.news("measure", what, done, total)
+
+
+def lost(config: Config, livevec: Livevec) -> int:
+    """Changes of which the index does not know: it is compared with the table, again until they are equal.
+
+    Raises:
+        LivevecError: PostgreSQL or Redis refused.
+    """
+    ends_at = time.monotonic() + _SETTLE_TIMEOUT_S
+    url = config.redis.url.get_secret_value()
+    while True:
+        found = differences(livevec.table.texts(), stored_texts(url, livevec.pipeline)).lost
+        if not found or time.monotonic() > ends_at:
+            return found
+        time.sleep(_SETTLE_POLL_S)
+
+
 @contextmanager
-def prepared(config: Config, steps: Steps, *, floor: bool) -> Iterator[Bench]:
+def prepared(config: Config, steps: Steps, names: Sequence[str] = (NAME,)) -> Iterator[Bench]:
     """Tables, connector and topics; everything is removed at the end, and so is a former run's rest.
 
     Raises:
         LivevecError: something did not start.
     """
-    setting = Setting.of(config, floor=floor)
+    setting = Setting.of(config, names)
     dsn = setting.source.dsn.get_secret_value()
     with ExitStack() as cleanup:
         connection = cleanup.enter_context(psycopg.connect(dsn, autocommit=True))
@@ -160,8 +166,8 @@ def prepared(config: Config, steps: Steps, *, floor: bool) -> Iterator[Bench]:
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         tables = tuple(Table(connection, pipeline.table) for pipeline in setting.pipelines)
         with steps.step("clean up"):
-            _remove(setting, connection, tables)
-        cleanup.callback(_remove, setting, connection, tables)
+            remove(config, connection)
+        cleanup.callback(remove, config, connection)
         for table in tables:
             table.create()
         apply_source(setting.config, setting.source, setting.pipelines, steps)
@@ -169,12 +175,16 @@ def prepared(config: Config, steps: Steps, *, floor: bool) -> Iterator[Bench]:
 
 
 @contextmanager
-def livevec_running(bench: Bench, steps: Steps) -> Iterator[Livevec]:
-    """A daemon on the first table, ready."""
+def livevec_running(
+    bench: Bench, steps: Steps, name: str = NAME, tuning: Tuning = AS_THE_USER
+) -> Iterator[Livevec]:
+    """A daemon on the table of that name, ready."""
+    number = [pipeline.name for pipeline in bench.setting.pipelines].index(name)
+    pipeline = bench.setting.pipelines[number]
     with ExitStack() as cleanup:
-        with steps.step("start the daemon"):
-            child = cleanup.enter_context(_daemon(bench.setting, bench.folder))
-        yield Livevec(bench.tables[0], child)
+        with steps.step("start the daemon", tuning.policy):
+            child = cleanup.enter_context(_daemon(bench.setting.daemon(pipeline, tuning), bench.folder))
+        yield Livevec(name, bench.tables[number], child)
 
 
 @contextmanager
@@ -187,6 +197,34 @@ def floor_running(bench: Bench, steps: Steps) -> Iterator[Floor]:
         yield Floor(bench.tables[1], child, samples)
 
 
+class SlowEmbedder:
+    """Serves `address` in a process of its own."""
+
+    def __init__(self, address: str, schedule: Path) -> None:
+        self.address = address
+        self._schedule = schedule
+
+    def slow_down(self, times: SlowDown | None) -> None:
+        """When it is slow from now on; None: never."""
+        write_slow_down(self._schedule, times)
+
+
+@contextmanager
+def slow_embedder_running(bench: Bench, steps: Steps) -> Iterator[SlowEmbedder]:
+    """Before the embedder of the configuration."""
+    port = free_port()
+    schedule, path = bench.folder / "slow_down.json", bench.folder / "slow_embedder.json"
+    spec = slow_embedder.Spec(bench.setting.config.embedding.url, f"127.0.0.1:{port}", str(schedule))
+    path.write_text(spec.to_json(), "utf-8")
+    command = [sys.executable, "-m", "daemon.bench.slow_embedder", str(path)]
+    with ExitStack() as cleanup:
+        with steps.step("start the embedder that can be slow"):
+            log = default_home() / "logs" / "bench-slow-embedder.log"
+            child = cleanup.enter_context(ChildProcess(command, log, "the slow embedder"))
+            child.wait_until(lambda: _listens(port), "did not start")
+        yield SlowEmbedder(spec.address, schedule)
+
+
 @contextmanager
 def running(config: Config, steps: Steps, *, floor: bool) -> Iterator[list[System]]:
     """The systems to measure side by side, set up and ready.
@@ -194,7 +232,8 @@ def running(config: Config, steps: Steps, *, floor: bool) -> Iterator[list[Syste
     Raises:
         LivevecError: something did not start.
     """
-    with prepared(config, steps, floor=floor) as bench, ExitStack() as cleanup:
+    names = (NAME, FLOOR) if floor else (NAME,)
+    with prepared(config, steps, names) as bench, ExitStack() as cleanup:
         systems: list[System] = [cleanup.enter_context(livevec_running(bench, steps))]
         if floor:
             systems.append(cleanup.enter_context(floor_running(bench, steps)))
@@ -202,11 +241,11 @@ def running(config: Config, steps: Steps, *, floor: bool) -> Iterator[list[Syste
 
 
 @contextmanager
-def _daemon(setting: Setting, folder: Path) -> Iterator[DaemonChild]:
+def _daemon(config: Config, folder: Path) -> Iterator[DaemonChild]:
     path = folder / "daemon.toml"
     path.touch(mode=0o600)
-    path.write_text(to_toml(setting.config), "utf-8")
-    with DaemonChild(path, default_home() / "logs" / "bench.log", setting.config.telemetry.address) as child:
+    path.write_text(to_toml(config), "utf-8")
+    with DaemonChild(path, default_home() / "logs" / "bench.log", config.telemetry.address) as child:
         child.wait_ready()
         yield child
 
@@ -239,57 +278,6 @@ def _floor(setting: Setting, folder: Path, samples: Path) -> Iterator[ChildProce
         yield child
 
 
-def _remove(setting: Setting, connection: "psycopg.Connection[Any]", tables: Sequence[Table]) -> None:
-    """Connector, slot, publication, tables, topics, groups and keys, as far as they are there."""
-    with KafkaConnect(setting.config.connect) as client:
-        client.delete(setting.source, with_slot=True)
-    connection.execute(f"DROP PUBLICATION IF EXISTS {NAME}")
-    for table in tables:
-        table.drop()
-    _remove_topics(setting)
-    _remove_keys(setting.config)
-
-
-def _remove_topics(setting: Setting) -> None:
-    """Waits until they are gone: a topic of the same name could not be made before."""
-    kafka = setting.config.kafka
-    admin = AdminClient({**kafka.client, "bootstrap.servers": kafka.bootstrap_servers}, logger=quiet_log())
-    try:
-        present = admin.list_topics(timeout=_ADMIN_TIMEOUT_S).topics
-        wanted = [topic.name for topic in topics(setting.source, setting.pipelines, kafka)]
-        names = [name for name in wanted if name in present]
-        for deleted in (
-            admin.delete_topics(names, operation_timeout=_ADMIN_TIMEOUT_S).values() if names else ()
-        ):
-            deleted.result()
-        groups = {found.group_id for found in admin.list_consumer_groups().result().valid}
-        ours = [name for name in (NAME, FLOOR) if name in groups]
-        for gone in admin.delete_consumer_groups(ours).values() if ours else ():
-            gone.result()
-    except KafkaException as error:
-        raise LivevecError(
-            f"Kafka did not delete what the measurement made ({error.args[0].str()}); delete the topics named "
-            f"{NAME}* by hand"
-        ) from error
-
-
-def _remove_keys(config: Config) -> None:
-    if config.redis.cluster:
-        raise ConfigError("a measurement needs a single Redis, not a cluster: set redis.cluster = false")
-    with redis.Redis.from_url(config.redis.url.get_secret_value()) as client:
-        for index in (f"{NAME}:1", FLOOR):
-            try:
-                cast(Any, client.ft(index)).dropindex(delete_documents=True)
-            except redis.ResponseError:
-                continue  # there is none
-        guard.remove_keys(client)
-        prefixes = (f"lv:{NAME}:", f"lv:positions:{NAME}:", f"lv:source:{NAME}:", f"{FLOOR}:")
-        for prefix in prefixes:
-            for key in client.scan_iter(match=f"{prefix}*", count=1000):
-                client.unlink(key)
-
-
-def _free_port() -> int:
+def _listens(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -13,7 +13,7 @@ from daemon.bench.bulk import Bulk, measure_copy, measure_unchanged, pause_s, wa
 from daemon.bench.ceiling import TEXTS_PER_REQUEST, requests_of
 from daemon.bench.latency import Latency
 from daemon.bench.load import LoadRow, Table
-from daemon.bench.process_cpu import cpu_s, parse_stat
+from daemon.bench.process import cpu_s, parse_stat
 from daemon.bench.report import skip_report, throughput_report
 from daemon.errors import LivevecError
 
