@@ -21,6 +21,7 @@ from daemon.errors import StackError
 from deploy.local import maven
 from deploy.local.progress import OnProgress, Progress
 from deploy.local.servers.base import TEMPLATES, package_folder
+from deploy.local.unused import drop_unused_models
 
 DEBEZIUM = "io.debezium:debezium-connector-postgres:3.7.0.Final:tar.gz:plugin"
 
@@ -57,6 +58,7 @@ def ensure(cache: Path, on_progress: OnProgress, *, kafka: bool = True, triton: 
     if triton:
         provide(found.triton_backends, on_progress, "prepare Triton", _triton_backends)
         provide(found.models, on_progress, "build the embedding model", _models)
+        drop_unused_models(found.models)
     return found
 
 
