@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from daemon.index.layout import Layout
 from daemon.verify.differences import Difference as D
 from daemon.verify.differences import Report
 from daemon.verify.session import opened
 from deploy.local.stack import Stack
+from tests.index_damage import TO_DOCUMENTS, Found, no_index, wrong_vector
 from tests.mirrored_table import MirroredTable, wait_until
 
 ROWS = 700
 TEXT_BYTES_MAX = 300
-Found = dict[str, frozenset[D]]
 
 
 @pytest.fixture(scope="module")
@@ -56,96 +55,13 @@ async def check(table: MirroredTable, *, repair: bool = False, vectors: bool = T
         return report
 
 
-def key_of(table: MirroredTable, identifier: str, chunk: int = 0) -> str:
-    return f"{Layout(table.name, 1).keys(identifier)[2]}:{chunk}"
-
-
-def bookkeeping_of(table: MirroredTable, identifier: str) -> str:
-    return Layout(table.name, 1).bookkeeping(identifier)
-
-
 async def test_an_index_at_rest_differs_in_nothing(table: MirroredTable) -> None:
     report = await check(table)
     assert report.ok, report.differing
     assert (report.rows, report.documents, report.refused) == (ROWS + 1, ROWS, 1)
 
 
-def _missing(table: MirroredTable) -> Found:
-    table.redis.delete(bookkeeping_of(table, "1"), key_of(table, "1"))
-    return {"1": frozenset({D.MISSING})}
-
-
-def _stale_row(table: MirroredTable) -> Found:
-    table.execute("update $T set body = 'changed while nobody looked' where id = 2")
-    return {"2": frozenset({D.STALE})}
-
-
-def _stale_metadata(table: MirroredTable) -> Found:
-    table.execute("update $T set price = null, category = 'other' where id = 3")
-    return {"3": frozenset({D.STALE})}
-
-
-def _changed_text(table: MirroredTable) -> Found:
-    table.redis.hset(key_of(table, "4"), "text", "something else")
-    return {"4": frozenset({D.STALE, D.WRONG_VECTOR})}
-
-
-def _changed_field(table: MirroredTable) -> Found:
-    table.redis.hset(key_of(table, "5"), "category", "something else")
-    return {"5": frozenset({D.STALE})}
-
-
-def _orphaned(table: MirroredTable) -> Found:
-    table.execute("delete from $T where id = 6")
-    return {"6": frozenset({D.ORPHANED})}
-
-
-def _hash_without_bookkeeping(table: MirroredTable) -> Found:
-    copy = table.redis.hgetall(key_of(table, "7"))
-    for identifier in ("9999", "no number"):
-        table.redis.hset(key_of(table, identifier), mapping=copy)
-    return {one: frozenset({D.ORPHANED}) for one in ("9999", "no number")}
-
-
-def _wrong_vector(table: MirroredTable) -> Found:
-    other = table.redis.hget(key_of(table, "9"), "embedding")
-    table.redis.hset(key_of(table, "8"), "embedding", other)
-    return {"8": frozenset({D.WRONG_VECTOR})}
-
-
-def _vector_of_wrong_length(table: MirroredTable) -> Found:
-    table.redis.hset(key_of(table, "10"), "embedding", b"short")
-    return {"10": frozenset({D.WRONG_VECTOR, D.NOT_INDEXED})}
-
-
-def _no_vector(table: MirroredTable) -> Found:
-    table.redis.hdel(key_of(table, "11"), "embedding")
-    return {"11": frozenset({D.WRONG_VECTOR})}
-
-
-def _surplus_chunk(table: MirroredTable) -> Found:
-    table.redis.hset(key_of(table, "12", 1), mapping=table.redis.hgetall(key_of(table, "12")))
-    return {"12": frozenset({D.SURPLUS_CHUNKS})}
-
-
-def _lost_chunk(table: MirroredTable) -> Found:
-    table.redis.delete(key_of(table, "13"))
-    return {"13": frozenset({D.LOST_CHUNKS})}
-
-
-def _no_index(table: MirroredTable) -> Found:
-    table.redis.execute_command("FT.DROPINDEX", f"{table.name}:1")
-    return {key: frozenset({D.NOT_INDEXED}) for key in table.documents()}
-
-
-DAMAGES = [
-    *(_missing, _stale_row, _stale_metadata, _changed_text, _changed_field, _orphaned),
-    *(_hash_without_bookkeeping, _wrong_vector, _vector_of_wrong_length, _no_vector, _surplus_chunk),
-    *(_lost_chunk, _no_index),
-]
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
+@pytest.mark.parametrize("damage", [*TO_DOCUMENTS, no_index], ids=lambda damage: damage.__name__)
 async def test_each_damage_is_told_for_what_it_is_and_mended(
     table: MirroredTable, damage: Callable[[MirroredTable], Found]
 ) -> None:
@@ -170,7 +86,7 @@ async def test_a_key_that_livevec_did_not_write_is_an_orphan_and_removed(table: 
 
 
 async def test_without_vectors_nothing_is_embedded_and_a_wrong_one_not_seen(table: MirroredTable) -> None:
-    _wrong_vector(table)
+    wrong_vector(table)
     assert (await check(table, vectors=False)).ok
     assert not (await check(table)).ok
     assert (await check(table, repair=True)).ok
@@ -193,7 +109,7 @@ def verify(table: MirroredTable, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_the_command_names_the_documents_and_exits_with_1_until_repaired(table: MirroredTable) -> None:
-    _wrong_vector(table)
+    wrong_vector(table)
     _orphaned_again = table.expected().popitem()[0]
     table.execute("delete from $T where id = %s", int(_orphaned_again))
     status, found = verify(table, table.name)

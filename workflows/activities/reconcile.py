@@ -29,7 +29,6 @@ from workflows.resources import Resources
 
 log = structlog.get_logger(__name__)
 C = TypeVar("C", bound=Contract)
-_ROWS_PER_RANGE_MIN = 20_000
 _RANGES_MAX = 256
 
 
@@ -91,7 +90,7 @@ class ReconcileActivities:
             async with heartbeating(lambda: ()):
                 await subject_of(projection, vectors=False).stored.built(lambda _: None)
             rows = await call("source", lambda: reader.count_estimate(table))
-            parts = min(_RANGES_MAX, rows // _ROWS_PER_RANGE_MIN)
+            parts = min(_RANGES_MAX, rows // subject.rows_per_range)
             return Plan(
                 version=projection.version.number,
                 bounds=tuple(await reader.key_ranges(table, parts)) if parts > 1 else (),

@@ -21,6 +21,7 @@ class Subject(Contract):
         repair: mend what differs.
         vectors: read the documents whole, embed their texts again and compare the vectors.
         lag_s: how long a change may be on its way before its document counts as different.
+        rows_per_range: about, in a small table; the ranges of a large one are larger, so that they are not too many.
     """
 
     pipeline: str
@@ -28,6 +29,7 @@ class Subject(Contract):
     repair: bool = False
     vectors: bool = False
     lag_s: float = 30.0
+    rows_per_range: int = 20_000
 
 
 class Tally(Contract):

@@ -4,7 +4,6 @@ What was looked at and not yet settled is held, at most so much; a position move
 that another attempt misses nothing.
 """
 
-import asyncio
 import time
 from collections.abc import Mapping
 
@@ -107,10 +106,10 @@ class _Rate:
         self._per_s = per_s
         self._next_at_s = time.monotonic()
 
-    async def spent(self, count: int) -> None:
+    async def spent(self, count: int, interruption: Interruption) -> None:
         if self._per_s is not None:
             self._next_at_s = max(self._next_at_s, time.monotonic() - 1.0) + count / self._per_s
-            await asyncio.sleep(self._next_at_s - time.monotonic())
+            await interruption.wait(max(0.0, self._next_at_s - time.monotonic()))
 
 
 class RangeCheck:
@@ -144,7 +143,7 @@ class RangeCheck:
                 tally = self.checked.tally.plus(seen).plus(settled)
                 self.checked = RangeChecked(after=batch.last or self._until, ended=ended, tally=tally)
                 suspects, seen = set(), Tally()
-            await self._rate.spent(len(batch.rows))
+            await self._rate.spent(len(batch.rows), examiner.interruption)
         return self.checked
 
 
@@ -189,7 +188,7 @@ class KeysCheck:
                 tally = self.checked.tally.plus(Tally(documents=documents)).plus(settled)
                 self.checked = KeysChecked(position=position, ended=position.done, tally=tally)
                 suspects, surplus, foreign, documents, steps = set(), {}, set(), 0, 0
-            await self._rate.spent(len(step.keys))
+            await self._rate.spent(len(step.keys), examiner.interruption)
         return self.checked
 
     def _begin_again(self) -> None:
