@@ -61,6 +61,7 @@ class Mirrors:
             active = table.version()
             await self._add(pipeline, active, True)
             await self._follow(pipeline, table)
+        await self._parts.patience.call("redis", self.keep)
 
     async def follow(self, owned: Collection[Partition]) -> None:
         """Do what the registries say, and note there which of these partitions are written to which version.
@@ -125,6 +126,7 @@ class Mirrors:
             if mirror.active != (mirror.version.number == table.active):
                 mirror.show_as(not mirror.active)
                 if mirror.active:
+                    await schema.point_alias(self._parts.redis, mirror.writer.layout)
                     log.info("index_version", pipeline=pipeline.name, version=mirror.version.number)
         self._parts.metrics.active_version.labels(pipeline.name).set(table.active)
 
