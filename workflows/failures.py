@@ -11,6 +11,7 @@ Activities raise the daemon's own errors, whose class says what to do:
 from datetime import timedelta
 from typing import Any
 
+import structlog
 from temporalio import activity
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, FailureError
@@ -18,6 +19,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from daemon.errors import LivevecError, RetryLater
 
+log = structlog.get_logger(__name__)
 RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=0.5), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=20)
 )
@@ -61,4 +63,7 @@ class _Translates(ActivityInboundInterceptor):
         try:
             return await super().execute_activity(input)
         except Exception as error:
-            raise application_error(error, activity.info().attempt) from error
+            if not isinstance(error, LivevecError | FailureError):
+                log.exception("activity_failed", activity=activity.info().activity_type)
+            # Without its cause: Temporal would store that too, and a driver's message may quote a row.
+            raise application_error(error, activity.info().attempt) from None

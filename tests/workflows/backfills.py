@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from daemon.verify.differences import Report
@@ -78,8 +79,8 @@ class Backfills:
 
     async def details(self, handle: Handle) -> str:
         """Current details, as Temporal's UI shows them."""
-        found = await handle.query("__temporal_workflow_metadata", result_type=dict)
-        return str(found.get("currentDetails", ""))
+        found = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+        return str(found.current_details)
 
 
 def insert(table: MirroredTable, first: int, last: int) -> None:

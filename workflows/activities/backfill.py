@@ -10,7 +10,6 @@ from daemon.errors import ConfigError, StopPipeline
 from daemon.index.durability import Durability
 from daemon.index.layout import document_key
 from daemon.projection import Projection
-from daemon.source.postgres import TableSchema
 from workflows.activities.backfill_model import (
     BarrierLook,
     BarrierSeen,
@@ -45,13 +44,14 @@ class BackfillActivities:
         """Look at the table and the index as they are now.
 
         Raises:
-            ConfigError: there is no such pipeline or index version, or `from_key` is no key of the table.
-            StopPipeline: the table is not what it must be, or `where` is no condition over it.
+            ConfigError: there is no such pipeline or index version, `from_key` is no key of the table, or `where`
+                no condition over it.
+            StopPipeline: the table is not what it must be.
         """
         async with self._resources.projection(target.pipeline, target.version, fresh=True) as projection:
             await self._resources.patience.call("redis", projection.ensure_index)
             table, reader = projection.table, projection.reader
-            first = _key(target, table)
+            first = await _key(target, projection)
             reasons = await projection.writer.reconcile_reasons()
             bounds: list[Key] = []
             if target.full:
@@ -59,7 +59,7 @@ class BackfillActivities:
                 parts = min(_RANGES_MAX, total // _ROWS_PER_RANGE_MIN)
                 bounds = await reader.key_ranges(table, parts) if parts > 1 else []
             else:
-                total = await reader.matching_estimate(table, target.where, first)
+                total = await _matching(target, first, projection)
             written = await projection.versions.writers(projection.version.number)
             return Plan(
                 version=projection.version.number,
@@ -156,17 +156,31 @@ def _begun(order: CopyOrder) -> Copied:
     return Copied(after=order.after, rows_per_read=order.rows_per_read)
 
 
-def _key(target: Target, table: TableSchema) -> Key | None:
+async def _key(target: Target, projection: Projection) -> Key | None:
     if target.from_key is None:
         return None
+    table = projection.table
     key = document_key(target.from_key, len(table.key))
-    if len(key) != len(table.key):
-        raise ConfigError(
-            f"{target.from_key!r} is no key of {table.name}: it has {len(table.key)} columns "
-            f"({', '.join(table.key)}), joined by /"
-        )
-    table.key_literals([key])
-    return key
+    try:
+        if len(key) == len(table.key):
+            await projection.reader.reread(table, [key], ())
+            return key
+    except StopPipeline:
+        pass
+    shown = ", ".join(f"{name} {table.column(name).type_name}" for name in table.key)
+    raise ConfigError(
+        f"{target.from_key!r} is no key of {table.name} ({shown}): write the values of its columns, joined by /, "
+        "with / and % in a value as %2F and %25"
+    )
+
+
+async def _matching(target: Target, first: Key | None, projection: Projection) -> int:
+    try:
+        return await projection.reader.matching_estimate(projection.table, target.where, first)
+    except StopPipeline as error:
+        # Without its remedy, which is for columns that the pipeline names.
+        what = str(error).partition("; ")[0]
+        raise ConfigError(f"--where is no condition over {projection.table.name}: {what}") from None
 
 
 def fingerprint(projection: Projection) -> str:
