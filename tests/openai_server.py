@@ -189,8 +189,8 @@ class _Server(ThreadingHTTPServer):
 def _handler(server: OpenAIServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # Without it an answer in two writes waits for the client's delayed acknowledgement.
-        wbufsize = -1
+        # Else an answer in two writes waits for the client's delayed acknowledgement.
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers["content-length"]))

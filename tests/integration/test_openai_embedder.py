@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from tests.openai_server import MODEL, OpenAIServer, Reply, error, openai_server
 
 TEXTS = [f"text number {number}" for number in range(40)]
 KEY = "sk-4f81e0aa9d"
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -61,15 +62,19 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def until_it_works(embedder: OpenAIEmbedder, texts: list[str]) -> np.ndarray:
+async def again(call: Callable[[], Awaitable[T]]) -> T:
     """Calls again as the errors say, within a deadline."""
     deadline = time.monotonic() + 30
     while True:
         try:
-            return await embedder.embed(texts)
+            return await call()
         except RetryLater as failure:
             assert time.monotonic() < deadline
             await asyncio.sleep(failure.retry_after_s)
+
+
+async def until_it_works(embedder: OpenAIEmbedder, texts: list[str]) -> np.ndarray:
+    return await again(lambda: embedder.embed(texts))
 
 
 # ---- what is sent, and what is read
@@ -168,7 +173,9 @@ async def test_a_call_is_sent_in_requests_of_bounded_texts_and_tokens(server: Op
     async with embedder_of(server, batch_texts_max=7, requests_max=1) as embedder:
         await embedder.start()
         server.requests.clear()
-        np.testing.assert_array_equal(await embedder.embed(texts), server.vectors(texts))
+        embeddings = await embedder.embed(texts)
+        np.testing.assert_array_equal(embeddings, server.vectors(texts))
+        assert not embeddings.flags.writeable
         assert [len(request.texts) for request in server.requests] == [7, 7, 7, 7, 7, 5]
     async with embedder_of(server, request_tokens_max=1_000, requests_max=1) as embedder:
         await embedder.start()
@@ -196,6 +203,13 @@ async def test_connections_are_kept_and_no_more_are_open_than_requests_may_be(se
         server.hold.set()
         await asyncio.gather(*calls)
     assert len({request.client for request in server.requests}) == 3
+
+
+async def test_a_request_that_waits_for_its_turn_does_not_use_up_its_time(server: OpenAIServer) -> None:
+    async with embedder_of(server, requests_max=1, timeout_s=2.0) as embedder:
+        await again(embedder.start)
+        server.rule = lambda _: time.sleep(0.15)
+        assert len(await asyncio.gather(*(embedder.embed([text]) for text in TEXTS[:15]))) == 15
 
 
 # ---- what fails for all texts
@@ -312,8 +326,8 @@ async def test_a_kept_connection_that_the_server_closed_costs_no_text(
 
 
 async def test_a_hung_server_is_waited_for(server: OpenAIServer) -> None:
-    async with embedder_of(server, timeout_s=0.2) as embedder:
-        await embedder.start()
+    async with embedder_of(server, timeout_s=0.5) as embedder:
+        await again(embedder.start)
         server.hold.clear()
         for texts in (["a"], TEXTS):
             failure = await failure_of(embedder.embed(texts))
@@ -324,8 +338,8 @@ async def test_a_hung_server_is_waited_for(server: OpenAIServer) -> None:
 
 
 async def test_an_answer_that_never_ends_is_not_waited_for(server: OpenAIServer) -> None:
-    async with embedder_of(server, timeout_s=0.2) as embedder:
-        await embedder.start()
+    async with embedder_of(server, timeout_s=0.5) as embedder:
+        await again(embedder.start)
         server.script.append(Reply(200, trickle=True))
         failure = await failure_of(asyncio.wait_for(embedder.embed(["a"]), 20))
         assert "did not answer in time" in str(failure)
@@ -349,6 +363,7 @@ async def test_a_server_that_fails_on_everything_is_waited_for(
         {"error": "Unexpected endpoint or method."},
         {"data": []},
         {"data": [{"index": 0}]},
+        {"data": [{"embedding": [0.1] * 384}] * 2},
         {"data": [{"index": 1, "embedding": [0.1] * 384}]},
         {"data": [{"index": 0, "embedding": []}]},
         {"data": [{"index": 0, "embedding": "AAA"}]},
@@ -424,11 +439,11 @@ async def test_a_text_that_passes_is_not_held_against_the_next_failure(
 
 
 async def test_a_batch_too_slow_for_the_time_out_is_split_while_others_pass(server: OpenAIServer) -> None:
-    async with embedder_of(server, timeout_s=0.3) as embedder:
-        await embedder.start()
+    async with embedder_of(server, timeout_s=0.5) as embedder:
+        await again(embedder.start)
         server.rule = lambda request: Reply(200, trickle=True) if "slow" in request.texts else None
-        failure = await failure_of(embedder.embed(["slow", *TEXTS]))
-        assert isinstance(failure, SplitBatch)
+        with pytest.raises(SplitBatch):
+            await until_it_works(embedder, ["slow", *TEXTS])
         assert isinstance(await failure_of(embedder.embed(["slow"])), RetryLater)
 
 
@@ -466,6 +481,19 @@ async def test_a_call_that_failed_in_part_pays_for_no_text_twice(server: OpenAIS
         # Kept once, for the call that failed: not a cache.
         await embedder.embed(TEXTS[:10])
         assert server.texts.count(TEXTS[0]) == 2
+
+
+async def test_the_gravest_failure_of_a_call_s_requests_decides(server: OpenAIServer) -> None:
+    refused, limited = REFUSALS[0], error(429, "Rate limit reached", retry_after="0")
+    revoked = error(401, "revoked")
+    replies = {"poison": refused, "limited": limited, "revoked": revoked}
+    server.rule = lambda request: next((replies[text] for text in request.texts if text in replies), None)
+    async with embedder_of(server, batch_texts_max=1) as embedder:
+        await embedder.start()
+        # One text of several is refused: the caller finds it in a half, and pays for no other again.
+        assert isinstance(await failure_of(embedder.embed(["a", "poison"])), SplitBatch)
+        assert isinstance(await failure_of(embedder.embed(["poison", "limited"])), RetryLater)
+        assert isinstance(await failure_of(embedder.embed(["poison", "limited", "revoked"])), StopProcess)
 
 
 async def test_a_call_that_is_given_up_frees_its_place(server: OpenAIServer) -> None:
