@@ -80,6 +80,8 @@ class Mirrors:
                     continue  # Redis lost it: the position beside the data tells so, and `restore` follows
                 await self._follow(pipeline, table)
                 await self._note(registry, pipeline, table, owned)
+            used = {(mirror.version.model, mirror.version.dimension) for mirror in self.all()}
+            await self._parts.embedders.keep_only(used)
 
     async def restore(self) -> None:
         """Put back what a Redis that went back may have lost: registry, indexes, aliases."""
@@ -93,9 +95,18 @@ class Mirrors:
     async def keep(self) -> None:
         """Make every index anew that vanished, and let the aliases name what readers shall see."""
         for mirror in self.all():
-            layout = await schema.ensure(self._parts.redis, mirror.pipeline.name, mirror.version)
-            if mirror.active:
-                await schema.point_alias(self._parts.redis, layout)
+            await schema.ensure(self._parts.redis, mirror.pipeline.name, mirror.version)
+        for pipeline in self._parts.config.pipelines:
+            await self._keep_alias(pipeline)
+
+    async def _keep_alias(self, pipeline: Pipeline) -> None:
+        # Read in this order: where readers are given another version in between, the registry knows it.
+        named = await schema.index_named(self._parts.redis, pipeline.name)
+        table = await self._registries[pipeline.name].read()
+        for mirror in self._of(pipeline):
+            shown = mirror.active if table is None else mirror.version.number == table.active
+            if shown and named != mirror.writer.layout.index:
+                await schema.point_alias(self._parts.redis, mirror.writer.layout)
 
     def _of(self, pipeline: Pipeline) -> list[Mirror]:
         return [mirror for mirror in self.all() if mirror.pipeline.name == pipeline.name]
@@ -106,7 +117,9 @@ class Mirrors:
         if isinstance(source, PostgresSource):
             reader = self._parts.readers[source.name]
             table = await self._parts.patience.call("source", lambda: reader.schema(pipeline.table))
-            check_columns(pipeline, table, (*pipeline.columns, *(field.column for field in pipeline.metadata)))
+            check_columns(
+                pipeline, table, (*pipeline.columns, *(field.column for field in pipeline.metadata))
+            )
 
     async def _restored(self, name: str, versions: list[IndexVersion], active: int) -> VersionTable:
         return await self._parts.patience.call(

@@ -17,6 +17,7 @@ from daemon.core.queue import Item, tokens_estimate
 from daemon.core.version import SnapshotVersion, Version, replaces
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import FailureClass, RejectRow, RetryLater
+from daemon.index.donor import VectorDonor
 from daemon.index.writer import Delete, IndexWriter, Put, Result, Touch, Write
 from daemon.patience import Patience
 from daemon.telemetry.metrics import PipelineMetrics, Sample
@@ -44,7 +45,8 @@ class DeadLetters(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Work:
-    """One write on its way. `document` None: the row is gone. `rewrite`: write it whole, whatever is stored."""
+    """One write on its way. `document` None: the row is gone. `rewrite`: write it whole, whatever is stored.
+    `reused`: its vectors are another index version's."""
 
     item: Item
     version: Version
@@ -52,6 +54,7 @@ class _Work:
     chunks: Sequence[str] = ()
     unchanged: bool = False
     rewrite: bool = False
+    reused: bool = False
 
 
 @dataclass(slots=True)
@@ -104,6 +107,7 @@ class Projector:
         patience: for parts that are away.
         metrics: of the pipeline.
         marker_ttl_s: lifetime of a delete marker.
+        donor: another index version, whose vectors of the same text are taken instead of embedding it again.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Projector:
         patience: Patience,
         metrics: PipelineMetrics,
         marker_ttl_s: float,
+        donor: VectorDonor | None = None,
     ) -> None:
         self._builder = builder
         self._chunk = chunk
@@ -127,6 +132,7 @@ class Projector:
         self._patience = patience
         self._metrics = metrics
         self._marker_ttl_s = marker_ttl_s
+        self._donor = donor
 
     async def process(
         self, items: Sequence[Item], on_embedded: Callable[[], None] = lambda: None
@@ -256,6 +262,8 @@ class Projector:
                 ready.append((one, _put(one, document, ())))
             else:
                 to_embed.append(one)
+        if self._donor is not None:
+            to_embed = await self._reuse(self._donor, to_embed, ready)
         if not to_embed:
             on_embedded()
             return await self._write(ready, clock)
@@ -268,6 +276,21 @@ class Projector:
         finally:
             embedding.cancel()
         return again + await self._write(embedded, clock)
+
+    async def _reuse(
+        self, donor: VectorDonor, work: Sequence[_Work], ready: list[tuple[_Work, Write]]
+    ) -> list[_Work]:
+        """Add to `ready` what needs no embedding, since the donor has it; answers the rest."""
+        # A document that is written whole because it is damaged may have its damage from there.
+        wanted = [one for one in work if not one.rewrite and one.document is not None]
+        asked = [(one.item.id, one.document.content_hash) for one in wanted if one.document is not None]
+        found = await self._patience.call("redis", lambda: donor.vectors(asked))
+        for one, vectors in zip(wanted, found, strict=True):
+            if one.document is not None and len(vectors) == len(one.chunks):
+                one.reused = True
+                pairs = tuple(zip(one.chunks, vectors, strict=True))
+                ready.append((one, _put(one, one.document, pairs)))
+        return [one for one in work if not one.reused]
 
     async def _embed(self, work: Sequence[_Work], clock: _Clock) -> list[tuple[_Work, Write]]:
         """The finished writes of documents whose text changed; refused ones are dead-lettered."""
@@ -337,7 +360,7 @@ class Projector:
         elif isinstance(write, Touch):
             outcome = Outcome.UNCHANGED if one.unchanged else Outcome.METADATA
         else:
-            outcome = Outcome.EMBEDDED
+            outcome = Outcome.REUSED if one.reused else Outcome.EMBEDDED
             if live and write.chunks:
                 self._metrics.embedded(_sample(one.item, clock, now_s))
         self._settle(one.item, outcome)

@@ -16,6 +16,7 @@ from daemon.embedding.tokenizer import Chunker
 from daemon.errors import ConfigError
 from daemon.index import schema
 from daemon.index.connection import Client, connect
+from daemon.index.donor import donor
 from daemon.index.layout import Layout
 from daemon.index.versions import IndexVersion, Versions, VersionTable
 from daemon.index.writer import IndexWriter, load_functions
@@ -117,6 +118,7 @@ async def opened(
             patience=patience,
             metrics=metrics.pipeline(pipeline.name, seen=False),
             marker_ttl_s=config.redis.delete_marker_ttl_s,
+            donor=donor(client, pipeline.name, registry, made, config.redis.pipeline_commands_max),
         )
         lane = SlowLane(projector, builder, config.slow_lane, share or EmbedderShare(config.slow_lane))
         yield Projection(

@@ -23,6 +23,8 @@ class Outcome(StrEnum):
     """How a change ended; every change read ends as exactly one of these."""
 
     EMBEDDED = "embedded"
+    REUSED = "reused"
+    """Written whole with the vectors that another index version has of the same text."""
     UNCHANGED = "unchanged"
     METADATA = "metadata"
     COLLAPSED = "collapsed"

@@ -1,5 +1,8 @@
 """The embedders of a process: one for each model, shared by all that embed with it."""
 
+import asyncio
+from collections.abc import Collection
+
 from daemon.embedding.embedder import Embedder, EmbeddingSpace
 from daemon.embedding.factory import make_embedder
 from daemon.patience import Patience
@@ -11,6 +14,7 @@ class Embedders:
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
+        self._checking = asyncio.Lock()
         self._started: dict[tuple[str, int], tuple[Embedder, EmbeddingSpace]] = {}
 
     async def get(self, settings: EmbeddingSettings) -> tuple[Embedder, EmbeddingSpace]:
@@ -37,8 +41,17 @@ class Embedders:
 
     async def check(self) -> None:
         """See `Embedder.check`, of each."""
-        for embedder, _ in list(self._started.values()):
-            await embedder.check()
+        async with self._checking:
+            for embedder, _ in list(self._started.values()):
+                await embedder.check()
+
+    async def keep_only(self, used: Collection[tuple[str, int]]) -> None:
+        """Close those of other (model, dimension)s: a model that no index needs may go away."""
+        if self._started.keys() - set(used):
+            async with self._checking:
+                for key in self._started.keys() - set(used):
+                    embedder, _ = self._started.pop(key)
+                    await embedder.close()
 
     async def close(self) -> None:
         for embedder, _ in self._started.values():

@@ -176,6 +176,19 @@ local function sweep(keys, args)
   return APPLIED
 end
 
+-- ARGV: content hash. The document's vectors, in the order of its chunks, if that is its text; else none.
+local function vectors(keys, args)
+  local bookkeeping = redis.call('HMGET', keys[1], 'h', 'n')
+  if bookkeeping[1] ~= args[1] then return {} end
+  local found = {}
+  for i = 0, tonumber(bookkeeping[2]) - 1 do
+    local vector = redis.call('HGET', keys[3] .. ':' .. i, 'embedding')
+    if not vector then return {} end
+    found[i + 1] = vector
+  end
+  return found
+end
+
 -- KEYS[1] positions (hash); ARGV: times (field, expected value or '', new value)
 -- Compare and set, all or nothing. Answers 1, or the fields whose value is not the expected one, each with its
 -- value: this is not the Redis that was written to.
@@ -200,3 +213,4 @@ redis.register_function{function_name = 'livevec_delete', callback = delete, fla
 redis.register_function('livevec_raise_floor', raise_floor)
 redis.register_function{function_name = 'livevec_sweep', callback = sweep, flags = {'allow-oom'}}
 redis.register_function('livevec_advance', advance)
+redis.register_function{function_name = 'livevec_vectors', callback = vectors, flags = {'no-writes'}}

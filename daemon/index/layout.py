@@ -7,6 +7,7 @@
     lv:<pipeline>:versions                                index versions, their settings, which is active
     lv:<pipeline>:writers:<version>                       partitions whose changes are written to that version
     lv:<pipeline>:reconcile                               why a reconcile is due
+    lv:<pipeline>:gaps                                    when each reason for one last came up; nothing clears it
     lv:<pipeline>:table                                   what the table was when last looked at
     lv:<pipeline>:partitions                              of an event topic: its ids must stay in theirs
     lv:source:<source>:identity                           which database its log was read from
@@ -104,6 +105,10 @@ def writers_key(pipeline: str, version: int) -> str:
 
 def reconcile_key(pipeline: str) -> str:
     return f"lv:{pipeline}:reconcile"
+
+
+def gaps_key(pipeline: str) -> str:
+    return f"lv:{pipeline}:gaps"
 
 
 def tables_key(pipeline: str) -> str:

@@ -26,18 +26,24 @@ async def ensure(client: Client, pipeline: str, version: IndexVersion) -> Layout
 
 async def exists(client: Client, index: str) -> bool:
     """Whether an index or alias of that name is there."""
+    return await index_named(client, index) is not None
+
+
+async def index_named(client: Client, name: str) -> str | None:
+    """The index that goes by a name, which may be an alias; None: there is none."""
     try:
-        await cast(Any, client.ft(index)).info()
+        info = await cast(Any, client.ft(name)).info()
     except redis_errors.ResponseError as error:
         text = str(error).lower()
         if "no such index" in text or "unknown index" in text or "not found" in text:
-            return False
+            return None
         with translated():
             raise
     except redis_errors.RedisError:
         with translated():
             raise
-    return True
+    plain = {_text(key): value for key, value in info.items()}
+    return _text(plain["index_name"])
 
 
 async def create(client: Client, layout: Layout, version: IndexVersion) -> None:
@@ -68,8 +74,12 @@ async def indexing_failures(client: Client, layout: Layout) -> int:
     """Documents that Redis holds but could not index; the only sign of a vector that is not searchable."""
     with translated():
         info = await cast(Any, client.ft(layout.index)).info()
-    plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
+    plain = {_text(key): value for key, value in info.items()}
     return int(plain["hash_indexing_failures"])
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _fields(version: IndexVersion) -> list[Field]:

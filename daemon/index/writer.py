@@ -12,7 +12,7 @@ import redis.exceptions as redis_errors
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
-from daemon.index.layout import Layout, reconcile_key
+from daemon.index.layout import Layout, gaps_key, reconcile_key
 
 Command = list[str | bytes | int]
 
@@ -177,8 +177,10 @@ class IndexWriter:
 
     async def mark_for_reconcile(self, reason: str) -> None:
         """Note that the log alone cannot make this index right; `livevec verify --repair` can."""
+        pipeline, now_s = self.layout.pipeline, str(time.time())
         with translated():
-            await cast(Any, self._client).hset(reconcile_key(self.layout.pipeline), reason, str(time.time()))
+            await cast(Any, self._client).hset(gaps_key(pipeline), reason, now_s)
+            await cast(Any, self._client).hset(reconcile_key(pipeline), reason, now_s)
 
     async def reconcile_reasons(self) -> dict[str, float]:
         """Why a reconcile is due, and since when (seconds since the epoch); empty: none is."""

@@ -52,7 +52,11 @@ class BackfillActivities:
             await self._resources.patience.call("redis", projection.ensure_index)
             table, reader = projection.table, projection.reader
             first = await _key(target, projection)
+            # They are of the version that readers see: a copy of it that is being built deals with none of them.
+            active = (await projection.versions.known()).active
             reasons = await projection.writer.reconcile_reasons()
+            if projection.version.number != active:
+                reasons = {}
             bounds: list[Key] = []
             if target.full:
                 total = await reader.count_estimate(table)

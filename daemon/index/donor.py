@@ -1,0 +1,88 @@
+"""Vectors out of another version of the same index: what it has of a text need not be embedded again.
+
+Where model and chunking are the same, equal content hashes say that two versions hold the same vectors.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import redis.exceptions as redis_errors
+
+from daemon.core.vectors import decode, encode
+from daemon.index.connection import Client, FunctionsMissing, failure, translated
+from daemon.index.layout import Layout
+from daemon.index.versions import IndexVersion, VersionTable
+from daemon.index.writer import load_functions
+
+_BYTES = {"FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2}
+
+
+class VectorDonor:
+    """Gives the vectors of one version, in the number format of another.
+
+    Args:
+        client: of Redis.
+        layout: of the version that gives.
+        type: its number format.
+        taker: the version that takes them.
+        pipeline_commands_max: documents asked for in one go.
+    """
+
+    def __init__(
+        self, client: Client, layout: Layout, type: str, taker: IndexVersion, pipeline_commands_max: int
+    ) -> None:
+        self._client = client
+        self._layout = layout
+        self._type = type
+        self._taker = taker
+        self._commands_max = pipeline_commands_max
+        self._size_bytes = _BYTES[type] * taker.dimension
+
+    async def vectors(self, wanted: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
+        """The vectors of each (document id, content hash), one for each chunk; none where there are not all of them.
+
+        Raises:
+            FailureClass: Redis failed.
+        """
+        found: list[tuple[bytes, ...]] = []
+        for start in range(0, len(wanted), self._commands_max):
+            pipe = self._client.pipeline(transaction=False)
+            for identifier, content_hash in wanted[start : start + self._commands_max]:
+                keys = self._layout.keys(identifier)
+                pipe.execute_command("FCALL", "livevec_vectors", 3, *keys, content_hash)
+            with translated():
+                replies = await pipe.execute(raise_on_error=False)
+            found += [await self._taken(reply) for reply in replies]
+        return found
+
+    async def _taken(self, reply: object) -> tuple[bytes, ...]:
+        if isinstance(reply, redis_errors.RedisError):
+            error = failure(reply)
+            if isinstance(error, FunctionsMissing):
+                await load_functions(self._client)
+            raise error
+        vectors = cast(list[bytes], reply)
+        if any(len(vector) != self._size_bytes for vector in vectors):
+            return ()
+        if self._type == self._taker.type or not vectors:
+            return tuple(vectors)
+        return tuple(encode(decode(vectors, self._type), self._taker.type))
+
+
+def donor(
+    client: Client, pipeline: str, table: VersionTable, taker: IndexVersion, pipeline_commands_max: int
+) -> VectorDonor | None:
+    """What gives its vectors to a version that is not the one that readers see; None: no other has the same.
+
+    A shorter number format does not become a longer one: the digits that it lost stay lost.
+    """
+    if taker.number == table.active:
+        return None
+    for version in table.written:
+        same_model = version.fingerprint or version.model == taker.model
+        exact = version.type in ("FLOAT32", taker.type)
+        fits = version.space() == taker.space() and version.dimension == taker.dimension
+        if version.number != taker.number and same_model and exact and fits:
+            layout = Layout(pipeline, version.number)
+            return VectorDonor(client, layout, version.type, taker, pipeline_commands_max)
+    return None
