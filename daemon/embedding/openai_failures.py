@@ -99,7 +99,9 @@ _TOO_LARGE = re.compile(r"too large|too long|context length", re.IGNORECASE)
 
 def failure_of_error(error: httpx.HTTPError) -> Failure:
     """Raises KeyError for an error that httpx added after this table was written."""
-    return Failure(CAUSE_BY_ERROR[type(error)])
+    # Of names, addresses and certificates alone; other errors may quote what was sent.
+    said = str(error) if isinstance(error, httpx.ConnectError | httpx.ProxyError) else ""
+    return Failure(CAUSE_BY_ERROR[type(error)], said)
 
 
 def failure_of_answer(answer: httpx.Response, now_s: float) -> Failure:

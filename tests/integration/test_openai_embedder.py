@@ -292,7 +292,7 @@ async def test_nothing_listening_is_waited_for_and_used_once_it_is_there(
     for call in (embedder.embed(["a"]), embedder.check()):
         failure = await failure_of(call)
         assert isinstance(failure, RetryLater)
-        assert "cannot be reached" in str(failure)
+        assert "cannot be reached (All connection attempts failed)" in str(failure)
     server.start()
     np.testing.assert_array_equal(await until_it_works(embedder, ["a"]), server.vectors(["a"]))
 
