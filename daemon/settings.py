@@ -222,6 +222,29 @@ class RetryDeadLettersSettings(Settings):
     )
 
 
+class ReindexSettings(Settings):
+    """The `reindex` workflow, in `livevec worker`."""
+
+    recall_min: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.95,
+        description="Least recall@10 of the new index against exact search; less is never approved by --auto.",
+    )
+    queries: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        100, description="Sampled rows whose texts are searched for to measure recall and to compare answers."
+    )
+    exact_vectors_max: PositiveInt = Field(
+        1_000_000,
+        description="Vectors of the new index that exact search reads, in batches; more are left out.",
+    )
+    grace_s: Annotated[float, Field(ge=0)] = Field(
+        86_400.0, description="How long the replaced index is kept, written to, and can be rolled back to."
+    )
+    last_readers_s: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        description="Before an index that was searched until now is dropped: for who looked it up just before.",
+    )
+
+
 class MetadataField(Settings):
     """One column carried beside the vector for filtering."""
 
@@ -409,6 +432,7 @@ class Config(Settings):
     slow_lane: SlowLaneSettings = SlowLaneSettings()
     retry: RetrySettings = RetrySettings()
     retry_dead_letters: RetryDeadLettersSettings = RetryDeadLettersSettings()
+    reindex: ReindexSettings = ReindexSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     temporal: TemporalSettings = TemporalSettings()
     local: LocalSettings = LocalSettings()

@@ -35,12 +35,12 @@ class TritonEmbedder:
     """Embeds with a model that takes TEXT (BYTES [-1, 1]) and gives EMBEDDING (FP32 [-1, dimension])."""
 
     def __init__(
-        self, url: str, model: str, *, dimension: int, timeout_s: float = 10.0, requests_max: int = 4
+        self, url: str, model: str, *, dimension: int | None, timeout_s: float = 10.0, requests_max: int = 4
     ) -> None:
         """
         Args:
             url: Triton's gRPC `host:port`.
-            dimension: what the index was made for; a model that differs is refused.
+            dimension: what the index was made for; a model that differs is refused. None: whatever it is.
             timeout_s: longest wait for one request.
             requests_max: requests in flight at once; further calls wait.
         """
@@ -94,7 +94,7 @@ class TritonEmbedder:
             StopProcess: the model is gone, or another one answers under its name.
         """
         if not texts:
-            return np.empty((0, self._dimension), np.float32)
+            return np.empty((0, self._dimension or 0), np.float32)
         async with self._slots:
             try:
                 if self._space_in_doubt or self._space is None:
@@ -128,7 +128,7 @@ class TritonEmbedder:
                 f"{self._where} answered {texts} texts with a tensor of shape {shape}, not of "
                 f"{(texts, self._dimension)}; load the model that the index was made with"
             )
-        embeddings = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(shape)
+        embeddings = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(texts, -1)
         if not np.isfinite(embeddings).all():
             if texts > 1:
                 raise SplitBatch(
@@ -145,6 +145,8 @@ class TritonEmbedder:
         request = service_pb2.ModelConfigRequest(name=self._model)
         response = await self._stub.ModelConfig(request, timeout=self._timeout_s)
         space = _space_of(response.config, self._where)
+        if self._dimension is None:
+            self._dimension = space.dimension
         if space.dimension != self._dimension:
             raise StopProcess(
                 f"{self._where} gives {space.dimension} numbers but [embedding] dimension is {self._dimension}; "
