@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import bench_long
+from daemon.cli import bench_long, bench_mixed
 from daemon.cli import context as given
 from daemon.cli.bench_options import TOKENS, Plot, Tokens
 from daemon.cli.context import Json
@@ -154,3 +154,4 @@ def skip(
 
 
 bench_long.register(app)
+bench_mixed.register(app)

@@ -44,7 +44,7 @@ def _remove_topics(setting: Setting) -> None:
         ):
             deleted.result()
         groups = {found.group_id for found in admin.list_consumer_groups().result().valid}
-        ours = [name for name in (NAME, FLOOR) if name in groups]
+        ours = [name for name in (NAME, FLOOR, f"{NAME}.retry") if name in groups]
         for gone in admin.delete_consumer_groups(ours).values() if ours else ():
             gone.result()
     except KafkaException as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from daemon.bench.mixed import MixedReport
 from daemon.bench.report import (
     LagReport,
     LatencyReport,
@@ -24,6 +25,22 @@ def throughput(report: ThroughputReport) -> None:
     table.add_row("embedder alone", f"{report.ceiling_texts_per_s:,.0f}", f"{report.ratio:.2f} x")
     table.add_row("daemon's CPU", f"{report.daemon_cpu_ms_per_change:.3f} ms a change", "")
     console.out.print(console.titled(title, table))
+
+
+def mixed(report: MixedReport) -> None:
+    title = f"{report.live_rate:g} live inserts/s beside a backfill of {report.rows:,} rows, {report.tokens} tokens"
+    table = console.table("", "p50", "p95", "p99", "max", "changes")
+    for name, found in (("live alone, ms", report.live_alone_ms), ("beside it, ms", report.live_ms)):
+        figures = (f"{value:.1f}" for value in (found.p50, found.p95, found.p99, found.max))
+        table.add_row(name, *figures, f"{found.count:,}")
+    console.out.print(console.titled(title, table))
+    speeds = console.table("backfill", "texts/s", "of it")
+    speeds.add_row("alone", f"{report.backfill_alone_texts_per_s:,.0f}", "")
+    speeds.add_row("beside live changes", f"{report.backfill_texts_per_s:,.0f}", f"{report.ratio:.2f}")
+    speeds.add_row(
+        "the embedder alone", f"{report.ceiling_texts_per_s:,.0f}", f"backfill {report.ceiling_ratio:.2f}"
+    )
+    console.out.print(speeds)
 
 
 def skip(report: SkipReport) -> None:
