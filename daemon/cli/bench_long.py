@@ -137,7 +137,7 @@ def lag(
     Makes and removes what `bench latency` does.
     """
     from daemon.bench import plots
-    from daemon.bench.lag import fill, first_record, watch
+    from daemon.bench.lag import fill, second_record, watch
     from daemon.bench.report import lag_report
     from daemon.cli import bench_tables, console
     from daemon.cli.bench_steps import SENTENCES, livevec_running, load_rows, prepared, progress
@@ -149,8 +149,9 @@ def lag(
         rows = load_rows(steps, tokens, SENTENCES)
         with prepared(config, steps) as bench:
             topic = config.topic(bench.setting.pipelines[0])
-            bench.tables[0].copy(rows[:1])
-            template = first_record(kafka, topic)
+            for row in rows[:2]:
+                bench.tables[0].copy([row])
+            template = second_record(kafka, topic)
             fill(kafka, topic, template, [row.text for row in rows], changes, progress(steps))
             steps.news("measure", "filled", end=True)
             with livevec_running(bench, steps) as livevec:

@@ -9,8 +9,8 @@ from daemon.core.change import Change, Outcome
 from daemon.core.progress import Receipt
 
 _TOKENS_PER_BYTE = 0.25
-_ITEM_BYTES = 300
-"""About what a change costs besides its record."""
+_ITEM_BYTES = 800
+"""About what a change costs besides its record and its row."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,8 +107,8 @@ def tokens_estimate(size_bytes: int) -> int:
 
 
 def size_estimate(record_bytes: int) -> int:
-    """Memory that a waiting change takes, roughly."""
-    return record_bytes + _ITEM_BYTES
+    """Memory that a waiting change takes, roughly: the record as it came, and the row that was read from it."""
+    return 2 * record_bytes + _ITEM_BYTES
 
 
 def _place(item: Item) -> tuple[int, int, int]:

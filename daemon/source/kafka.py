@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 _POLL_S = 0.02
 _BATCH_RECORDS = 500
+_BATCHES_AHEAD_MAX = 2
+"""Read and not yet taken by the loop; without a bound a busy loop would find all that waits in the topic at once."""
 log = structlog.get_logger(__name__)
 
 
@@ -82,6 +84,7 @@ class KafkaReader:
         self._assignment: set[Partition] = set()
         self._missing: set[str] = set()
         self._seeks = 0
+        self._room = threading.BoundedSemaphore(_BATCHES_AHEAD_MAX)
         self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
 
     def start(self) -> None:
@@ -139,17 +142,19 @@ class KafkaReader:
             )
             while not self._stopping.is_set():
                 self._make_calls()
-                self._read()
+                if self._room.acquire(timeout=_POLL_S) and not self._read():
+                    self._room.release()
             self._consumer.close()
         except BaseException as error:  # noqa: BLE001 - handed to the listener, which ends the process
             if not self._stopping.is_set():
                 self._loop.call_soon_threadsafe(self._listener.failed, error)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Hand over what there is; whether there was anything."""
         # consume(n, t) waits the whole t for n records; one poll, then what is there already, does not.
         first = self._consumer.poll(_POLL_S)
         if first is None:
-            return
+            return False
         received_at_s = time.time()
         records: list[Record] = []
         for message in (first, *self._consumer.consume(_BATCH_RECORDS - 1, 0)):
@@ -160,7 +165,15 @@ class KafkaReader:
                 self._missing.discard(str(message.topic()))
                 records.append(record_of(message, received_at_s))
         if records:
-            self._loop.call_soon_threadsafe(self._listener.received, records, self._seeks)
+            self._loop.call_soon_threadsafe(self._received, records, self._seeks)
+        return bool(records)
+
+    def _received(self, records: Sequence[Record], seeks: int) -> None:
+        """In the loop."""
+        try:
+            self._listener.received(records, seeks)
+        finally:
+            self._room.release()
 
     def _explain(self, error: KafkaError, message: Message) -> None:
         """Decide about an error that came in place of a record."""
