@@ -1,7 +1,8 @@
-"""Waiting for a part that is away: with growing, jittered pauses, for ever, and visible in the health."""
+"""Waiting for a part that is away: with growing, jittered pauses, and visible in the health."""
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -13,21 +14,35 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Repeats calls that fail with `RetryLater`; other failures pass through."""
+    """Repeats calls that fail with `RetryLater`; other failures pass through.
 
-    def __init__(self, settings: RetrySettings, health: Health) -> None:
+    Args:
+        settings: how long the pauses are.
+        health: shows what is waited for.
+        limit_s: a part that is away for longer fails the call: somebody else waits. None: the daemon, for ever.
+    """
+
+    def __init__(self, settings: RetrySettings, health: Health, limit_s: float | None = None) -> None:
         self._min_s = settings.backoff_ms_min / 1000
         self._max_s = settings.backoff_ms_max / 1000
         self._health = health
+        self._limit_s = limit_s
 
     async def call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, tried until its part answers."""
+        """The result of `work`, tried until its part answers.
+
+        Raises:
+            RetryLater: it was away for longer than the limit.
+        """
         pause_s = self._min_s
+        ends_at_s = None if self._limit_s is None else time.monotonic() + self._limit_s
         while True:
             try:
                 result = await work()
             except RetryLater as error:
                 self._health.down(part, error)
+                if ends_at_s is not None and time.monotonic() > ends_at_s:
+                    raise
                 await self.pause(max(pause_s, error.retry_after_s))
                 pause_s = min(2 * pause_s, self._max_s)
             else:

@@ -1,11 +1,9 @@
 """What the activities of one worker share: connections, models, metrics; opened when first needed."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from daemon.core.queue import Item
 from daemon.errors import LivevecError, RejectRow, RetryLater
@@ -17,29 +15,8 @@ from daemon.source.dead_letters import DeadLetterProducer, DeadLetterTopic
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 
-T = TypeVar("T")
 PATIENCE_S = 10.0
 """A part that is away for longer fails the activity, which Temporal shows and tries again."""
-
-
-class LimitedPatience(Patience):
-    """Waits for a part that is away, then lets Temporal wait."""
-
-    async def call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        ends_at = time.monotonic() + PATIENCE_S
-        pause_s = self._min_s
-        while True:
-            try:
-                result = await work()
-            except RetryLater as error:
-                self._health.down(part, error)
-                if time.monotonic() > ends_at:
-                    raise
-                await self.pause(max(pause_s, error.retry_after_s))
-                pause_s = min(2 * pause_s, self._max_s)
-            else:
-                self._health.up(part)
-                return result
 
 
 @dataclass
@@ -75,7 +52,7 @@ class Resources:
         self.config = config
         self.metrics = metrics
         self.health = health
-        self.patience = LimitedPatience(config.retry, health)
+        self.patience = Patience(config.retry, health, PATIENCE_S)
         self.dead_letters = DeadLetterProducer(config.kafka)
         self.share = EmbedderShare(config.slow_lane)
         self._places: dict[str, dict[int, _Held]] = {}

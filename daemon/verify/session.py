@@ -1,13 +1,10 @@
 """A check or a repair of one pipeline, opened and closed."""
 
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from daemon.core.change import Outcome
 from daemon.embedding.batches import EmbeddingBatches
-from daemon.errors import RetryLater
 from daemon.patience import Patience
 from daemon.projection import Projection
 from daemon.projection import opened as projection_opened
@@ -19,22 +16,8 @@ from daemon.verify.differences import Report
 from daemon.verify.repair import NoRecords, Repaired, repair
 from daemon.verify.stored import StoredDocuments
 
-T = TypeVar("T")
 PATIENCE_S = 30.0
-
-
-class LimitedPatience(Patience):
-    """Waits for a part that is away, but not for ever: somebody sits before the terminal."""
-
-    async def call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        ends_at = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return await work()
-            except RetryLater as error:
-                if time.monotonic() > ends_at:
-                    raise
-                await self.pause(max(0.05, error.retry_after_s))
+"""Somebody sits before the terminal."""
 
 
 class Session:
@@ -88,7 +71,7 @@ async def opened(
         FailureClass: a part failed.
     """
     metrics = Metrics()
-    patience = LimitedPatience(config.retry, Health(metrics))
+    patience = Patience(config.retry, Health(metrics), PATIENCE_S)
     async with projection_opened(
         config, pipeline, patience=patience, metrics=metrics, dead_letters=NoRecords(), version=version
     ) as projection:
