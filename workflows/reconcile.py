@@ -36,11 +36,18 @@ _PARALLEL = 2
 
 
 class ReconcileOrder(Contract):
-    """What to reconcile. `rate`: most rows a second; `parallel`: key ranges at once."""
+    """What to reconcile.
+
+    Attributes:
+        rate: most rows a second.
+        parallel: key ranges at once.
+        told: show the result in metrics and log, as of the index that readers see.
+    """
 
     subject: Subject
     rate: float | None = None
     parallel: int = _PARALLEL
+    told: bool = True
 
 
 class Reconciled(Contract):
@@ -110,7 +117,8 @@ class Reconcile(Controlled):
             seconds=round(workflow.time() - began_s, 3),
             tally=self._tally,
         )
-        await self._conclude(result)
+        if order.told:
+            await self._conclude(result)
         self._tell(ENDED)
         return result
 

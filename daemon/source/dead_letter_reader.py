@@ -1,4 +1,4 @@
-"""Reading what waits in Kafka, without moving any group's offsets: dead letters, and the records they tell of."""
+"""Looking at what waits in Kafka, without moving any group's offsets: dead letters, and the records they tell of."""
 
 import contextlib
 import time
@@ -131,6 +131,16 @@ def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
         partitions = consumer.list_topics(topic, _ANSWER_S).topics[topic].partitions
         found = consumer.committed([TopicPartition(topic, number) for number in partitions], _ANSWER_S)
         return {one.partition: max(0, one.offset) for one in found}
+
+
+def read_partitions(settings: KafkaSettings, topic: str) -> int:
+    """How many partitions a topic has; 0 where there is none of that name.
+
+    Raises:
+        RetryLater: Kafka does not answer.
+    """
+    with _consumer(settings) as consumer:
+        return len(consumer.list_topics(topic, _ANSWER_S).topics[topic].partitions)
 
 
 def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list[Record | None]:
