@@ -41,10 +41,10 @@ class FullQueue:
         self._busy_s = busy_s
         self.reader: KafkaReader | None = None
         self.after_pause: list[Record] = []
-        self._paused = False
+        self.paused = asyncio.Event()
 
     def received(self, records: Sequence[Record], seeks: int) -> None:
-        if self._paused:
+        if self.paused.is_set():
             self.after_pause += records
             return
         assert self.reader is not None
@@ -52,7 +52,7 @@ class FullQueue:
         while time.monotonic() < ends_at:
             time.sleep(0.01)
         self.reader.pause({self._topic})
-        self._paused = True
+        self.paused.set()
 
     async def assigned(self, committed: Mapping[Partition, int | None]) -> Mapping[Partition, int | None]:
         return dict.fromkeys(committed)
@@ -69,10 +69,6 @@ class FullQueue:
     def failed(self, error: BaseException) -> None:
         raise error
 
-    @property
-    def paused(self) -> bool:
-        return self._paused
-
 
 async def test_a_busy_loop_does_not_find_all_that_waits_in_the_topic(stack: Stack, topic: str) -> None:
     listener = FullQueue(topic, busy_s=1.0)
@@ -83,8 +79,7 @@ async def test_a_busy_loop_does_not_find_all_that_waits_in_the_topic(stack: Stac
     reader.start()
     try:
         async with asyncio.timeout(60):
-            while not listener.paused:
-                await asyncio.sleep(0.01)
+            await listener.paused.wait()
             # Answered by the thread after it has paused, and after what it had read before was told here.
             await reader.partitions(topic)
     finally:
