@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tokenizers import Tokenizer
+
 from triton_models.encoder_openvino import save_encoder
 from triton_models.gpu import STEPS, GpuOptions, write_ensemble
 from triton_models.source import ModelSource, ModelSourceError, read_source
@@ -83,6 +85,7 @@ def build_model(
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ModelSourceError(f"{name!r} cannot name a Triton model; use letters, digits, _ and -")
+    _check_tokenizer(model)
     fingerprint = model.fingerprint()
     build = _build_fingerprint(fingerprint, device, gpu)
     # Triton loads a model when its folder appears, and an ensemble needs its steps.
@@ -111,6 +114,14 @@ def build_model(
         finally:
             shutil.rmtree(temporary)
     return built
+
+
+def _check_tokenizer(model: ModelSource) -> None:
+    """Triton would find out only when it loads the model."""
+    try:
+        Tokenizer.from_file(str(model.tokenizer))
+    except Exception as error:  # The package has no error of its own.
+        raise ModelSourceError(f"{model.tokenizer} cannot be read ({error}); download it again") from error
 
 
 def _replace(new: Path, target: Path, old: Path) -> None:

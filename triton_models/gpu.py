@@ -3,6 +3,7 @@
 Nothing here needs a GPU, and nothing here was run on one: what was checked is listed in docs/models.md.
 """
 
+import json
 import shutil
 import string
 from collections.abc import Mapping
@@ -52,7 +53,8 @@ def write_ensemble(
 
     values = {
         **config,
-        "engine_cache": options.engine_cache,
+        # Escaped as protocol buffers' text form wants it, too.
+        "engine_cache": json.dumps(options.engine_cache)[1:-1],
         "engine_prefix": f"{name}_{build}",
         "queue_policy": (
             f"\n  default_queue_policy {{ timeout_action: REJECT, max_queue_size: {options.queue_size} }}"

@@ -47,13 +47,15 @@ def read_safetensors(path: Path) -> dict[str, FloatArray]:
     (https://github.com/huggingface/safetensors#format). The official reader has no bfloat16 for numpy,
     and newer models are published in it.
     """
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    header_end = 8 + int.from_bytes(mapped[:8], "little")
-    if not 8 < header_end <= len(mapped):
-        raise ModelSourceError(f"{path} is not a complete safetensors file; download it again")
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header_end = 8 + int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8:header_end])
+    except ValueError as error:  # An empty file, a page of HTML, a pointer to large-file storage.
+        raise ModelSourceError(f"{path} is not a complete safetensors file; download it again") from error
     tensors: dict[str, FloatArray] = {}
-    for name, entry in json.loads(mapped[8:header_end]).items():
+    for name, entry in header.items():
         if name == "__metadata__":
             continue
         begin, end = entry["data_offsets"]

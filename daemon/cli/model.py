@@ -161,6 +161,10 @@ def _refusals() -> Iterator[None]:
         raise ConfigError(str(error)) from error
     except ModuleNotFoundError as error:
         raise _not_installed(error) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: {error.strerror}; name folders that you may read and write"
+        ) from error
 
 
 def _not_installed(error: ModuleNotFoundError) -> Exception:

@@ -128,6 +128,25 @@ def test_another_architecture_is_refused_with_what_to_do(tmp_path: Path) -> None
     assert "choose one of these" in message
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"version 1\noid sha256:1234\nsize 90868376\n", b"\x02" + bytes(7) + b"<>"]
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_is_something_else_is_refused_by_name(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / name).write_bytes(content)
+    assert re.search(
+        f"{name} .*download it again", refusal_of("build", "--from", folder, "--to", tmp_path / "m")
+    )
+
+
+def test_a_repository_that_cannot_be_written_is_refused(e5: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refusal_of("build", "--from", e5, "--to", tmp_path / "file" / "models")
+    assert str(tmp_path / "file") in message
+    assert "may read and write" in message
+
+
 def test_check_passes_what_build_makes(e5: Path) -> None:
     report = report_of("check", "--from", e5)
     assert len(report["forms"]) == 2
