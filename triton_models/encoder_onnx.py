@@ -21,25 +21,27 @@ Precision = Literal["fp16", "fp32"]
 # put together from powers and means overflows. ONNX Runtime has read both numbers since 1.12.
 OPSET = 17
 IR_VERSION = 8
-# A message of protocol buffers, which an ONNX file is, ends at 2 GiB.
-FILE_BYTES_MAX = 2**31 - 1
+# An ONNX file is a message of protocol buffers, which ends at 2 GiB; the graph itself needs little of it.
+WEIGHTS_BYTES_MAX = 2**31 - 2**24
 MASKED = -1e4  # added to attention scores of padding; finite in float16
 
 
 def save_onnx(source: ModelSource, path: Path, precision: Precision = "fp16") -> None:
     """Writes and checks `path`; see `onnx_model`."""
     model = onnx_model(source, precision)
-    if model.ByteSize() > FILE_BYTES_MAX:
-        raise ModelSourceError(
-            f"{source.folder} is over 2 GiB as one ONNX file; choose a smaller model, or build it for CPU alone"
-        )
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
 
 
 def onnx_model(source: ModelSource, precision: Precision) -> onnx.ModelProto:
     """Inputs: input_ids and attention_mask, int32 [B, L]; output: EMBEDDING, float32 [B, dimension]."""
-    return _Graph(source, precision).model()
+    model = _Graph(source, precision).model()
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > WEIGHTS_BYTES_MAX:
+        raise ModelSourceError(
+            f"{source.folder} has over 2 GiB of weights in {precision}, more than one ONNX file holds; choose a "
+            "smaller model, or build it for CPU alone"
+        )
+    return model
 
 
 class _Graph:

@@ -33,7 +33,14 @@ from tests.tiny_model import (
     write_pooling,
     write_prompts,
 )
-from triton_models import GpuOptions, ModelSourceError, build_model, packaged_weights, read_source
+from triton_models import (
+    GpuOptions,
+    ModelSourceError,
+    build_model,
+    encoder_onnx,
+    packaged_weights,
+    read_source,
+)
 from triton_models.check import check_model, served_module
 from triton_models.encoder_onnx import Precision, onnx_model
 from triton_models.weights import read_safetensors
@@ -175,6 +182,15 @@ def test_a_weight_beyond_float16_is_refused_for_gpu_alone(tmp_path: Path) -> Non
     with pytest.raises(ModelSourceError, match=r"encoder\.layer\.1\.output\.dense\.weight.*build it for CPU"):
         build_model(model, tmp_path / "models", device="gpu")
     build_model(model, tmp_path / "models", device="cpu")
+
+
+def test_weights_beyond_one_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = read_source(write_model(tmp_path / "model"))
+    in_half = sum(len(tensor.raw_data) for tensor in onnx_model(model, "fp16").graph.initializer)
+    monkeypatch.setattr(encoder_onnx, "WEIGHTS_BYTES_MAX", in_half)
+    build_model(model, tmp_path / "models", device="gpu")
+    with pytest.raises(ModelSourceError, match="over 2 GiB of weights in fp32"):
+        onnx_model(model, "fp32")
 
 
 def test_the_steps_of_the_ensemble_fit_each_other(repository: Path) -> None:
