@@ -35,7 +35,7 @@ _TROUBLE_PAUSE = timedelta(minutes=5)
 _REASONS_SHOWN = 10
 
 
-@workflow.defn(name="retry")
+@workflow.defn
 class Retry(Controlled):
     """Holds the dead letters of one pipeline; ends when none is left, and begins anew with the next."""
 
@@ -70,7 +70,7 @@ class Retry(Controlled):
         return RetryEnd(self._queue.taken, dict(self._queue.totals))
 
     async def _try(self, pipeline: str, attempts: tuple[Attempt, ...]) -> None:
-        self._tell(f"trying {len(attempts)}")
+        self._tell("trying")
         try:
             done = await self.step(
                 RetryActivities.retry,
@@ -81,7 +81,7 @@ class Retry(Controlled):
         except ActivityError as error:
             # A person has to act first; the dead letters wait for that.
             self._trouble = error.cause.message if isinstance(error.cause, ApplicationError) else str(error)
-            self._tell("stopped until somebody acts")
+            self._tell("somebody has to act")
             await self._wait(_TROUBLE_PAUSE)
         else:
             self._trouble = ""
