@@ -152,6 +152,7 @@ class MirroredTable:
         self.redis = Redis.from_url(self.addresses.redis_url)
         self._daemons: list[DaemonProcess] = []
         self._workers: list[WorkerProcess] = []
+        self.running_worker: WorkerProcess | None = None
         self.db.execute(f"create table {self.name} ({ddl})")
         self.topic = self.config.topic(self.config.pipelines[0])
         prepare(source, self.config.pipelines, self.config.kafka)
@@ -353,7 +354,7 @@ class MirroredTable:
         finally:
             consumer.close()
 
-    def _end_workflows(self) -> None:
+    def end_workflows(self) -> None:
         """Terminate what runs for this table: no worker will take it up any more."""
         if not self._workers:
             return
@@ -372,7 +373,7 @@ class MirroredTable:
         """Stop the daemons and workers, remove connector, slot, topics and keys."""
         for process in (*self._daemons, *self._workers):
             process.close()
-        self._end_workflows()
+        self.end_workflows()
         with KafkaConnect(self.config.connect) as client:
             client.delete(self.source, with_slot=True)
         admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})

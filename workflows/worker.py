@@ -137,7 +137,10 @@ def _runtime(address: str) -> Runtime:
         return Runtime(
             telemetry=TelemetryConfig(
                 metrics=PrometheusConfig(
-                    bind_address=address, counters_total_suffix=True, durations_as_seconds=True
+                    bind_address=address,
+                    counters_total_suffix=True,
+                    durations_as_seconds=True,
+                    unit_suffix=True,
                 )
             )
         )

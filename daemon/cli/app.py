@@ -1,5 +1,6 @@
 """The entry point: registers the commands, and turns errors into one message and an exit status."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -69,8 +70,17 @@ def start(
 
 
 def main() -> None:
+    status = EXIT_FAILED
     try:
         app()
     except LivevecError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)
+        status = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else EXIT_FAILED if ended.code else 0
+    if "temporalio.bridge.temporal_sdk_bridge" in sys.modules:
+        # Its threads abort the process when they come back into a Python that is ending: PyGILState_Release.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -14,7 +14,8 @@ def running(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     table = MirroredTable(stack, tmp_path_factory.mktemp("running"), pipeline="text_bytes_max = 300")
     try:
         table.connect()
-        with table.daemon(), table.worker():
+        with table.daemon(), table.worker() as worker:
+            table.running_worker = worker
             yield table
     finally:
         table.close()

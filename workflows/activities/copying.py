@@ -53,7 +53,7 @@ class Copier:
         self._lane = lane
         self._durability = durability
         self._order = order
-        self._limit = begun.rows_per_read
+        self._limit = self._within_rate(begun.rows_per_read)
         self._inclusive = order.inclusive and not begun.rows
         self._free = asyncio.Semaphore(_PROJECTING)
         self._began_s = time.monotonic()
@@ -139,13 +139,16 @@ class Copier:
         """As many rows as take about a second, and as fit into memory; at most twice the last."""
         rate = self.copied.rate_per_s
         limit = 2 * self._limit if rate is None else min(2 * self._limit, int(rate * STEP_S))
-        if self._order.rate is not None:
-            limit = min(limit, int(self._order.rate * STEP_S))
         characters = sum(self._projection.builder.text_size(row) for _, _, row in rows if row is not None)
         if characters:
             limit = min(limit, _TEXT_CHARS_MAX * len(rows) // characters)
-        self._limit = max(1 if self._order.rate is not None else ROWS_MIN, min(limit, ROWS_MAX))
+        self._limit = self._within_rate(max(ROWS_MIN, min(limit, ROWS_MAX)))
         self.copied = self.copied.model_copy(update={"rows_per_read": self._limit})
+
+    def _within_rate(self, rows: int) -> int:
+        """A throttled step lasts no longer than another: it is what a pause has to wait for."""
+        rate = self._order.rate
+        return rows if rate is None else max(1, min(rows, int(rate * STEP_S)))
 
     # ---- reading
 
