@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from tests.mirrored_table import MirroredTable
 from tests.workflows.backfills import Backfills, insert
+from tests.workflows.retries import Retries
+from workflows.activities.retry_model import Selection
+from workflows.retry import Retry
 
 Recording = Callable[[MirroredTable], Awaitable[dict[str, str]]]
 
@@ -47,4 +50,27 @@ async def backfill_cancelled(table: MirroredTable) -> dict[str, str]:
     return {"backfill_cancelled": handle.id}
 
 
-RECORDINGS: tuple[Recording, ...] = (backfill_held, backfill_cancelled)
+async def retry_tried(table: MirroredTable) -> dict[str, str]:
+    """One document is applied, one is refused and goes on to the next run, is tried for a person, is dropped."""
+    table.execute("insert into $T values (1, 'row', 'of no number', 'x', 'NaN')")
+    retries = await Retries.of(table)
+    await retries.until_held("1")
+    await retries.handle.execute_update(Retry.drop, Selection(key="1"))
+    await retries.handle.result()
+    first = await retries.feed("1", "2", calls_max=1)
+    second = await retries.until_run(3)
+    asked = await retries.handle.execute_update(Retry.try_now, Selection(key="1"))
+    assert asked.asked == 1
+    await retries.until_run(4)
+    await retries.handle.execute_update(Retry.pause)
+    await retries.handle.execute_update(Retry.resume)
+    await retries.handle.execute_update(Retry.drop, Selection())
+    await retries.handle.result()
+    return {
+        "retry_continued": f"{retries.handle.id}/{first}",
+        "retry_asked": f"{retries.handle.id}/{second}",
+        "retry_ended": retries.handle.id,
+    }
+
+
+RECORDINGS: tuple[Recording, ...] = (retry_tried, backfill_held, backfill_cancelled)
