@@ -13,6 +13,7 @@ from daemon.errors import StopPipeline
 from daemon.pipeline import INVISIBLE_PAUSE_S, Projector
 from daemon.telemetry.metrics import PipelineMetrics
 
+_CALM_POLL_S = 0.5
 log = structlog.get_logger(__name__)
 
 
@@ -51,6 +52,7 @@ class Dispatcher:
         self._embedding: dict[asyncio.Task[None], Running] = {}
         self._waiting_for_rows = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._calm: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._overloaded = False
@@ -96,6 +98,14 @@ class Dispatcher:
         if not (len(self.queue) or self._running or self._waiting_for_rows):
             self._policy.idle(time.time())
             self._idle.set()
+            if self._policy.overloaded and self._calm is None:
+                # Nothing else would ask before the next change, which may be long in coming.
+                self._calm = asyncio.get_running_loop().call_later(_CALM_POLL_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._calm = None
+        self._rest()
+        self._show()
 
     def _given_up(self, items: Iterable[Item]) -> None:
         for item in items:
