@@ -11,7 +11,7 @@ from daemon.bench.report import LagReport, LatencyReport, SoakReport, Throughput
 from daemon.errors import ConfigError
 
 _SUFFIXES = (".svg", ".png")
-_INK = "#767676"
+_INK = "#7d7d7d"
 """As far from white as from black: the page shows through."""
 _COLOURS = ("#3a86c8", "#e07b39", "#3aa76d", "#a05fb4", "#c9a227")
 _LIVEVEC, _FLOOR, _CEILING, *_ = _COLOURS
@@ -64,7 +64,7 @@ def check(path: Path | None) -> None:
 
 def latency(path: Path, reports: Sequence[LatencyReport]) -> None:
     """Stages as stacked percentiles at the first rate; with several rates, also latency against rate."""
-    with _figure(path, 1, 2 if len(reports) > 1 else 1, width=10 if len(reports) > 1 else 5.5) as axes:
+    with _figure(path, 1, 2 if len(reports) > 1 else 1, width=11 if len(reports) > 1 else 6) as axes:
         _stages(axes[0], reports[0])
         if len(reports) > 1:
             _rates(axes[1], sorted(reports, key=lambda one: one.rate))
@@ -92,7 +92,8 @@ def policies(path: Path, runs: Sequence[PolicyRun], target_ms: float) -> None:
             commits = [(one.committed_at_s - began_s, 1000 * one.total_s) for one in run.samples]
             left.plot(*_peaks(commits), color=colour)
             left.axhline(target_ms, color=_INK, linewidth=0.8, linestyle="--")
-            left.set_yscale("log")
+            if run.samples:
+                left.set_yscale("log")
             left.set_ylabel("latency, ms")
             left.set_title(f"{run.policy}: commit to searchable", loc="left")
             _batches(right, run, began_s, colour)
@@ -181,7 +182,9 @@ def _stages(axis: Any, report: LatencyReport) -> None:
         axis.plot(names, floors, "x", color=_INK, markersize=7, label="barest loop")
     axis.set_ylabel("ms")
     axis.set_title(f"commit to searchable by stage, {report.rate:g} rows/s", loc="left")
-    axis.legend(loc="upper left")
+    # Beside the bars, in the order in which they lie on one another.
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _rates(axis: Any, reports: Sequence[LatencyReport]) -> None:

@@ -1,4 +1,4 @@
-"""`livevec bench throughput` and `bench skip` on the real stack: what they report, and that nothing of them stays."""
+"""`livevec bench` on the real stack: what each command reports, and that nothing of it stays."""
 
 import json
 import os
@@ -35,7 +35,9 @@ def bench(stack: Stack, folder: Path, *arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def test_both_report_every_row_and_remove_all_that_they_made(stack: Stack, tmp_path: Path) -> None:
+def test_throughput_and_skip_report_every_row_and_remove_all_that_they_made(
+    stack: Stack, tmp_path: Path
+) -> None:
     found = bench(stack, tmp_path, "throughput", "--rows", ROWS, "--tokens", 20)
     assert (found.pop("rows"), found.pop("tokens")) == (ROWS, 20)
     assert found.keys() == {
@@ -54,7 +56,55 @@ def test_both_report_every_row_and_remove_all_that_they_made(stack: Stack, tmp_p
     assert all(value > 0 for value in found.values()), found
     cpu_s = found["daemon_cpu_ms_per_change"] / 1000
     assert found["changes_per_s_per_core"] * cpu_s == pytest.approx(1, rel=0.01)
+    assert_nothing_stays(stack)
 
+
+def test_latency_at_several_rates_draws_them(stack: Stack, tmp_path: Path) -> None:
+    plot = tmp_path / "latency.svg"
+    found = bench(stack, tmp_path, "latency", "--rate", 50, "--rate", 100, "--rows", 100, "--plot", plot)
+    first, second = found["rates"]
+    assert (first["rate"], second["rate"]) == (50, 100)
+    assert first["livevec_ms"]["count"] == second["livevec_ms"]["count"] == 80
+    assert "rows/s" in plot.read_text()
+
+
+def test_policies_reports_each_against_the_same_arrivals(stack: Stack, tmp_path: Path) -> None:
+    plot = tmp_path / "policies.svg"
+    arguments = ("--seconds", 4, "--slow-s", 1, "--slow-factor", 4, "--rate", 40, "--plot", plot)
+    found = bench(stack, tmp_path, "policies", *arguments)
+    assert (found["slow_factor"], found["slow_s"]) == (4, 1)
+    for policy in ("fixed", "aimd", "deadline"):
+        one = found[policy]
+        assert {"over_target", "over_target_ms_sum", "p99_ms", "recovery_s", "lost"} <= one.keys()
+        assert (one["rows"], one["searchable"], one["lost"]) == (160, 160, 0)
+        assert 0 < one["batches"] <= 160
+        assert 0 < one["slow_ms"]["count"] < 160
+    assert "deadline: commit to searchable" in plot.read_text()
+    assert_nothing_stays(stack)
+
+
+def test_soak_loses_nothing_and_shows_memory_over_time(stack: Stack, tmp_path: Path) -> None:
+    plot = tmp_path / "soak.png"
+    found = bench(stack, tmp_path, "soak", "--minutes", 0.1, "--rate", 40, "--plot", plot)
+    assert found["lost"] == 0
+    assert found["inserts"] + found["updates"] + found["deletes"] == 240
+    assert min(found["inserts"], found["updates"], found["deletes"]) > 0
+    assert sum(window["count"] for window in found["windows"]) == found["live_ms"]["count"] > 0
+    assert all(window["rss_mb"] > 20 for window in found["windows"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_lag_fills_the_topic_while_no_daemon_runs_and_watches_one_catch_up(
+    stack: Stack, tmp_path: Path
+) -> None:
+    found = bench(stack, tmp_path, "lag", "--changes", 300, "--seconds", 60)
+    assert (found["changes"], found["done"] >= 300) == (300, True)
+    assert 20 < found["rss_mb_first"] <= found["rss_mb_max"]
+    assert found["queue_changes_max"] <= 302
+    assert_nothing_stays(stack)
+
+
+def assert_nothing_stays(stack: Stack) -> None:
     addresses = stack.addresses()
     with psycopg.connect(addresses.postgres_dsn) as connection:
         for query in ("select relname from pg_class", "select slot_name from pg_replication_slots"):
