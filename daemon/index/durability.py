@@ -35,6 +35,7 @@ class Durability:
         self._client = client
         self._run_ids = run_ids
         self._wait_s_max = wait_s_max
+        self._silent: set[str] = set()
         self._asked = self._done = 0
         self._one_at_a_time = asyncio.Lock()
 
@@ -59,16 +60,17 @@ class Durability:
         self._asked += 1
         mine = self._asked
         async with self._one_at_a_time:
-            if self._done >= mine or self.unprovable:
+            if self._done >= mine:
                 return
             covered = self._asked
             async for name, connection, key in _primaries(self._client):
-                await self._on_disk(name, connection, key)
+                if name not in self._silent:
+                    await self._on_disk(name, connection, key)
             self._done = covered
 
     async def _on_disk(self, name: str, connection: Redis, key: str) -> None:
         ends_at = asyncio.get_running_loop().time() + self._wait_s_max
-        while not self.unprovable:
+        while True:
             # One pipeline is one connection: the write goes before the wait.
             pipe = connection.pipeline(transaction=False)
             pipe.set(key, "1", ex=3600)
@@ -82,11 +84,13 @@ class Durability:
                 raise RetryLater(f"Redis at {name} was started anew, and may have lost its last second")
             if isinstance(waited, redis_errors.ResponseError):
                 self.unprovable = f"Redis does not tell when a write is on disk ({waited})"
-            elif isinstance(waited, redis_errors.RedisError):
-                raise failure(waited)
-            elif int(waited[0]) >= 1:
+                self._silent.add(name)
                 return
-            elif asyncio.get_running_loop().time() > ends_at:
+            if isinstance(waited, redis_errors.RedisError):
+                raise failure(waited)
+            if int(waited[0]) >= 1:
+                return
+            if asyncio.get_running_loop().time() > ends_at:
                 raise RetryLater(f"Redis at {name} does not bring its writes to disk; is the disk full?", 1.0)
 
 
