@@ -1,12 +1,13 @@
-"""Retries of one table's dead letters, fed and looked at from a test."""
+"""Retries of one pipeline's dead letters, fed and looked at from a test."""
 
 import asyncio
 import time
+from typing import Protocol
 
 from temporalio.client import Client, WorkflowHandle
 
+from daemon.settings import Config
 from daemon.source.record import Coordinates
-from tests.mirrored_table import MirroredTable
 from workflows import search_attributes
 from workflows.activities.retry_model import (
     Feed,
@@ -16,6 +17,7 @@ from workflows.activities.retry_model import (
     RetryPolicy,
     RetryStart,
     RetryStatus,
+    TryOutcome,
 )
 from workflows.client import connect
 from workflows.feeder import workflow_id
@@ -33,10 +35,17 @@ HASTY = RetryPolicy(
 )
 
 
-class Retries:
-    """The retry workflow of one table."""
+class Mirror(Protocol):
+    """Has one pipeline, of its own name."""
 
-    def __init__(self, table: MirroredTable, client: Client) -> None:
+    name: str
+    config: Config
+
+
+class Retries:
+    """The retry workflow of one pipeline."""
+
+    def __init__(self, table: Mirror, client: Client) -> None:
         self.handle: WorkflowHandle[Retry, RetryEnd] = client.get_workflow_handle_for(
             Retry.run, workflow_id(table.name)
         )
@@ -45,7 +54,7 @@ class Retries:
         self._asked = RetryClient(client, table.config, table.name)
 
     @classmethod
-    async def of(cls, table: MirroredTable) -> "Retries":
+    async def of(cls, table: Mirror) -> "Retries":
         return cls(table, await connect(table.config))
 
     async def status(self) -> RetryStatus:
@@ -62,6 +71,13 @@ class Retries:
             assert time.monotonic() < ends_at, f"{set(keys)} are to be held; now {found}"
             await asyncio.sleep(0.1)
         return found
+
+    async def until_tried(self, outcome: TryOutcome) -> None:
+        """Wait until a try ended so."""
+        ends_at = time.monotonic() + DEADLINE_S
+        while not (found := (await self.status()).totals).get(outcome):
+            assert time.monotonic() < ends_at, f"a try ends as {outcome}; now {found}"
+            await asyncio.sleep(0.1)
 
     async def until_run(self, number: int) -> str:
         """Wait for the run of that number, counted from one; answers its id."""

@@ -1,8 +1,6 @@
 """Dead letters of a table are tried again: by the worker, and by a person with `livevec retry`."""
 
-import asyncio
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +13,7 @@ from daemon.index.layout import Layout
 from deploy.local.stack import Stack
 from tests.mirrored_table import MirroredTable, WorkerProcess, free_port, wait_until
 from tests.tcp_proxy import tcp_proxy
-from workflows.activities.retry_model import Held
-from workflows.client import connect
-from workflows.feeder import workflow_id
-from workflows.retry import Retry
-from workflows.retry_client import RetryClient
+from tests.workflows.retries import Retries
 
 LONG = "long " * 100
 HASTY = "[retry_dead_letters]\npause_s_min = 0.5\npause_s_max = 2.0\n"
@@ -79,21 +73,6 @@ def retry(table: MirroredTable, *arguments: str, status: int = 0) -> dict[str, A
     return json.loads(done.stdout) if done.stdout else {"error": done.stderr}
 
 
-async def held(table: MirroredTable) -> dict[str, Held]:
-    """What Temporal holds, by key."""
-    client = RetryClient(await connect(table.config), table.config, table.name)
-    return {one.letter.name: one for one in (await client.state()).held}
-
-
-async def until_held(table: MirroredTable, *keys: str, deadline_s: float = 60.0) -> dict[str, Held]:
-    """Wait until exactly these are held."""
-    ends_at = time.monotonic() + deadline_s
-    while (found := await held(table)).keys() != set(keys):
-        assert time.monotonic() < ends_at, f"{set(keys)} are held; now {found}"
-        await asyncio.sleep(0.1)
-    return found
-
-
 def tries(worker: WorkerProcess) -> dict[str, float]:
     """Tries that this worker made, by outcome."""
     prefix = 'livevec_dead_letters_tried_total{outcome="'
@@ -114,7 +93,7 @@ async def test_a_row_that_was_mended_in_its_table_is_tried_again_and_becomes_sea
         assert table.indexed()["1"][0] == "row: mended"
         stored = table.redis.hget(Layout(table.name, 1).bookkeeping("1"), "v")
         assert isinstance(decode(stored.decode()), SnapshotVersion)
-        await until_held(table, "2")
+        await (await Retries.of(table)).until_held("2")
         assert tries(worker)["applied"] == 1
         # What is refused again by the retry is no new dead letter.
         wait_until(lambda: tries(worker).get("refused", 0) >= 2)
@@ -130,7 +109,7 @@ async def test_a_deleted_row_never_comes_back(table: MirroredTable) -> None:
     table.execute("delete from $T where id = 10")
     with configured(table, HASTY, BY_TIME), table.worker() as worker:
         wait_until(lambda: table.indexed() == {}, 30)
-        await until_held(table)
+        await (await Retries.of(table)).until_held()
         assert tries(worker)["applied"] == 1
         with table.daemon() as daemon:
             wait_until(lambda: daemon.outcomes().get("superseded", 0) + daemon.outcomes().get("deleted", 0))
@@ -140,12 +119,12 @@ async def test_a_deleted_row_never_comes_back(table: MirroredTable) -> None:
 async def test_what_a_newer_change_made_right_is_skipped(table: MirroredTable) -> None:
     with table.daemon(), table.worker() as worker:
         poison(table, 20, 21)
-        found = await until_held(table, "20", "21")
+        found = await (await Retries.of(table)).until_held("20", "21")
         assert [(one.given_up, one.attempts) for one in found.values()] == [(None, 0)] * 2
         table.execute("update $T set body = 'short' where id = 20")
         table.execute("delete from $T where id = 21")
         wait_until(lambda: table.indexed().keys() == {"20"})
-        await until_held(table)
+        await (await Retries.of(table)).until_held()
         made = tries(worker)
         assert made.pop("superseded") == 2
         assert made.keys() <= {"waiting"}
@@ -155,7 +134,7 @@ async def test_what_a_newer_change_made_right_is_skipped(table: MirroredTable) -
 async def test_a_person_can_hasten_show_and_drop_them(table: MirroredTable) -> None:
     with table.daemon(), table.worker():
         poison(table, 30, 31, 32)
-        await until_held(table, "30", "31", "32")
+        await (await Retries.of(table)).until_held("30", "31", "32")
         again = retry(table, "--key", "30", "--wait", status=1)
         assert (again["asked"], again["outcomes"]) == (1, {"refused": 1})
         listed = {one["key"]: one for one in retry(table, "--list")["dead_letters"]}
@@ -174,7 +153,7 @@ async def test_a_person_can_hasten_show_and_drop_them(table: MirroredTable) -> N
         assert shown["record"].startswith(f"{table.topic}/0/")
         assert "is held" in retry(table, "--error", "not_numeric", status=1)["error"]
         assert retry(table, "--drop", "30")["dropped"] == 1
-        await until_held(table, "31", "32")
+        await (await Retries.of(table)).until_held("31", "32")
         assert retry(table, "--drop-all", "--error", "oversized_text")["dropped"] == 2
         assert retry(table, "--list")["dead_letters"] == []
 
@@ -188,7 +167,7 @@ async def test_an_embedder_that_is_away_is_no_attempt_of_the_row(table: Mirrored
         with configured(table, table.addresses.triton_grpc, away), table.worker() as worker:
             failures = 'livevec_failures_total{failure="RetryLater",part="embedder"}'
             wait_until(lambda: worker.metrics().get(failures, 0) > 5)
-            assert (await held(table))["40"].attempts == 0
+            assert (await (await Retries.of(table)).held())["40"].attempts == 0
             assert worker.terminate() == 0
         with table.worker() as worker:
             wait_until(lambda: tries(worker) == {"applied": 1}, 60)
@@ -212,24 +191,23 @@ async def test_dead_letters_wait_in_kafka_while_temporal_is_away(table: Mirrored
         assert (letter["state"], letter["attempts"]) == ("not taken yet", None)
         assert "Temporal" in found["note"]
         proxy.heal()
-        await until_held(table, "50")
+        await (await Retries.of(table)).until_held("50")
 
 
 async def test_dead_letters_that_are_fed_twice_count_once(table: MirroredTable) -> None:
-    client = await connect(table.config)
-    handle = client.get_workflow_handle_for(Retry.run, workflow_id(table.name))
+    retries = await Retries.of(table)
     with table.daemon(), table.worker() as worker:
         poison(table, 60)
-        await until_held(table, "60")
-        taken = (await handle.query(Retry.status)).taken
+        await retries.until_held("60")
+        taken = (await retries.status()).taken
         assert worker.terminate() == 0
     fed = _fed(table)
     assert fed == len(table.dead_letters())
     _feed_from(table, fed - 1)
     with table.worker():
         wait_until(lambda: _fed(table) == fed)
-        assert (await handle.query(Retry.status)).taken == taken
-        await until_held(table, "60")
+        assert (await retries.status()).taken == taken
+        await retries.until_held("60")
 
 
 def _fed(table: MirroredTable) -> int:
