@@ -16,6 +16,13 @@ T = TypeVar("T")
 HEARTBEAT_TIMEOUT = timedelta(seconds=10)
 """After that much silence the worker counts as dead, and another attempt goes on from the last heartbeat."""
 PAUSED = "paused"
+RATE_MIN = 0.1
+"""Rows a second; at a lower one, a pause would have to wait too long for the present row."""
+
+
+def is_rate(rate_rows_s: float) -> bool:
+    """Whether one may throttle to it; 0: no limit."""
+    return rate_rows_s == 0 or RATE_MIN <= rate_rows_s < float("inf")
 
 
 class Controlled:
@@ -68,8 +75,8 @@ class Controlled:
 
     @throttle.validator
     def _may_throttle(self, rate_rows_s: float) -> None:
-        if not 0 <= rate_rows_s < float("inf"):
-            raise ApplicationError("the rate is a number of rows a second, 0 for no limit")
+        if not is_rate(rate_rows_s):
+            raise ApplicationError(f"the rate is rows a second: at least {RATE_MIN}, or 0 for no limit")
 
     @workflow.signal(name="pause", description="Stop reading and writing until `resume`.")
     def pause_signal(self) -> None:
@@ -81,7 +88,7 @@ class Controlled:
 
     @workflow.signal(name="throttle", description="Most rows a second; 0: as many as there can be.")
     def throttle_signal(self, rate_rows_s: float) -> None:
-        if 0 <= rate_rows_s < float("inf"):
+        if is_rate(rate_rows_s):
             self._set_rate(rate_rows_s)
 
     def _set_paused(self, paused: bool) -> None:

@@ -22,7 +22,7 @@ def backfill(
     where: Annotated[
         str | None, typer.Option(help="An SQL condition: only these rows; then orphans are not removed.")
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Most rows a second.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Most rows a second.")] = None,
     from_key: Annotated[
         str | None,
         typer.Option("--from", help="Begin with this document id; then orphans are not removed."),

@@ -6,7 +6,7 @@ from typing import Any
 from temporalio import activity
 
 from daemon.core.version import SnapshotVersion, decode
-from daemon.errors import ConfigError, StopPipeline
+from daemon.errors import ConfigError, RetryLater, StopPipeline
 from daemon.index.durability import Durability
 from daemon.index.layout import document_key
 from daemon.projection import Projection
@@ -116,7 +116,6 @@ class BackfillActivities:
                         f"{projection.table.name} has other columns, or another key, than when this backfill "
                         f"began; start it again: `livevec backfill {order.pipeline}`"
                     )
-                await projection.patience.call("redis", projection.ensure_index)
                 durability = await projection.patience.call(
                     "redis", lambda: Durability.begin(projection.client, self._resources.config.redis)
                 )
@@ -135,11 +134,15 @@ class BackfillActivities:
         """Put S0 as a floor into every bucket, and remove what it beats: documents without a row."""
         seen = 0
 
-        def progressed(count: int) -> None:
-            nonlocal seen
-            seen = count
+        async def work(interruption: Interruption) -> Swept:
+            def progressed(count: int) -> None:
+                nonlocal seen
+                seen = count
+                if interruption.asked:
+                    raise RetryLater(
+                        "the worker stops, or this was cancelled; a sweep begins again from its start"
+                    )
 
-        async def work(_: Interruption) -> Swept:
             snapshot = decode(closing.snapshot)
             async with self._resources.projection(closing.pipeline, closing.version) as projection:
                 writer = projection.writer

@@ -51,6 +51,11 @@ async def interruptible(
             except asyncio.CancelledError:
                 if task.cancelled():
                     raise
+                if interruption.asked:
+                    # It had its time: a worker that stops waits no longer.
+                    task.cancel()
+                    await asyncio.wait({task})
+                    raise
                 interruption.ask()
 
 
