@@ -7,16 +7,25 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from workflows.activities.backfill import BackfillActivities
 from workflows.activities.reconcile import ReconcileActivities
+from workflows.activities.reindex import ReindexActivities
+from workflows.activities.reindex_gate import ReindexGateActivities
 from workflows.activities.retry import RetryActivities
 from workflows.backfill import Backfill
 from workflows.reconcile import Reconcile
+from workflows.reindex import Reindex
 from workflows.retry import Retry
 
 if TYPE_CHECKING:
     from workflows.resources import Resources
 
-WORKFLOWS: tuple[type, ...] = (Backfill, Retry, Reconcile)
-ACTIVITIES: tuple[type, ...] = (BackfillActivities, RetryActivities, ReconcileActivities)
+WORKFLOWS: tuple[type, ...] = (Backfill, Retry, Reconcile, Reindex)
+ACTIVITIES: tuple[type, ...] = (
+    BackfillActivities,
+    RetryActivities,
+    ReconcileActivities,
+    ReindexActivities,
+    ReindexGateActivities,
+)
 """Classes that take the worker's `Resources`; their methods that are activities are found by their decorator."""
 
 _PASSED_THROUGH = (

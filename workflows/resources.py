@@ -116,6 +116,11 @@ class Resources:
             if held.stale and not held.users:
                 await held.closing.aclose()
 
+    async def forget(self, pipeline: str, version: int) -> None:
+        """Close the projection into a version that is removed."""
+        async with self._opening:
+            await self._leave(self._places.get(pipeline, {}).pop(version, None))
+
     async def close(self) -> None:
         """Close what is open; no activity may run any more."""
         for place in self._places.values():

@@ -16,6 +16,7 @@ from daemon.cli import (
     model,
     publish,
     reconcile,
+    reindex,
     retry,
     run,
     search,
@@ -42,6 +43,7 @@ app = typer.Typer(
 for group in (run, worker, stack, demo, search, status, verify, publish, backfill, retry, reconcile):
     group.register(app)
 app.add_typer(connector.app, name="connector")
+app.add_typer(reindex.app, name="reindex")
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")

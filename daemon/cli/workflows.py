@@ -98,7 +98,7 @@ def _tell(
         except WorkflowUpdateFailedError as error:
             raise WorkflowError(f"{workflow_id}: {reason(error)}") from error
         except RPCError as error:
-            raise _refused(workflow_id, error) from error
+            raise refused(workflow_id, error) from error
         await _show(config, workflow_id, as_json, client)
 
     asyncio.run(work())
@@ -110,7 +110,7 @@ async def _update(handle: "WorkflowHandle[Any, Any]", name: str, *arguments: flo
     await handle.execute_update(name, args=arguments, rpc_timeout=timedelta(seconds=15))
 
 
-def _refused(workflow_id: str, error: Any) -> Exception:
+def refused(workflow_id: str, error: Any) -> Exception:
     from temporalio.service import RPCStatusCode
 
     from daemon.errors import WorkflowError
@@ -176,7 +176,7 @@ async def _show(config: "Config", workflow_id: str, as_json: bool, client: "Clie
     try:
         description = await handle.describe()
     except RPCError as error:
-        raise _refused(workflow_id, error) from error
+        raise refused(workflow_id, error) from error
     content = _content(config, description)
     progress = await progress_now(handle, description)
     content["progress"] = progress.model_dump() if progress else None

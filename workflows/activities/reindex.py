@@ -44,8 +44,8 @@ from workflows.resources import Resources
 
 T = TypeVar("T")
 _LOOK_S = 0.25
-_LOOKS = 240
-"""Looks of one activity where nothing changes: a minute of them."""
+_LOOKS = 2400
+"""Looks of one activity where nothing changes: ten minutes of them."""
 _WATCH_S = 1.0
 _WATCHES = 3600
 _KEYS_PER_STEP = 1000
@@ -236,6 +236,7 @@ class ReindexActivities:
 
         async def work(_: Interruption) -> Dropped:
             nonlocal removed
+            await self._resources.forget(version.pipeline, version.number)
             async with self._registry(version.pipeline) as registry:
                 table = await self._call("redis", registry.table)
                 _refuse_active(table, version.pipeline, version.number)

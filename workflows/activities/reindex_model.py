@@ -80,7 +80,7 @@ class Registering(Contract):
 
 
 class Look(Contract):
-    """Look until something is another than what was `seen` last, or for a minute."""
+    """Look until something is another than what was `seen` last, or for ten minutes."""
 
     pipeline: str
     number: int
