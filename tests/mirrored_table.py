@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -51,9 +52,15 @@ def wait_until(condition: Callable[[], Any], deadline_s: float = 60.0, what: str
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the kernel's ephemeral range: no client's outgoing connection can take it before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 20_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class DaemonProcess:
