@@ -13,6 +13,7 @@ from daemon.cli.context import Json
 if TYPE_CHECKING:
     from daemon.embedding.embedder import Embedder, Embeddings
     from daemon.index.reader import Hit
+    from daemon.index.versions import IndexVersion
     from daemon.settings import Config, Pipeline
 
 _TEXT_SHOWN = 200
@@ -73,34 +74,35 @@ async def nearest(
     """Embed a text as a query and search the index version that readers see."""
     from daemon.embedding.factory import make_embedder
     from daemon.index.connection import connect
-    from daemon.index.reader import knn
-    from daemon.index.versions import Versions
+    from daemon.index.reader import search as searched
+
+    began_s = embedded_s = 0.0
+
+    async def embed(version: "IndexVersion") -> "Embeddings":
+        nonlocal began_s, embedded_s
+        embedder = make_embedder(version.embedding(config.embedding))
+        try:
+            await embedder.start()
+            began_s = time.perf_counter()
+            vector: Embeddings = (await embed_query(embedder, text))[0]
+            embedded_s = time.perf_counter()
+        finally:
+            await embedder.close()
+        return vector
 
     client = connect(config.redis)
-    embedder: Embedder | None = None
     try:
-        # The version's own index, not the alias: that may move to another model while the text is embedded.
-        versions = Versions(client, pipeline.name)
-        version = (await versions.known()).version()
-        embedder = make_embedder(version.embedding(config.embedding))
-        await embedder.start()
-        began_s = time.perf_counter()
-        vector = (await embed_query(embedder, text))[0]
-        embedded_s = time.perf_counter()
-        hits = await knn(
+        _, hits = await searched(
             client,
-            versions.layout(version.number).index,
-            vector,
+            pipeline.name,
+            embed,
             k,
-            type=version.type,
             filter=filter,
             ef_runtime=pipeline.index.ef_runtime,
             by_chunk=by_chunk,
         )
         ended_s = time.perf_counter()
     finally:
-        if embedder is not None:
-            await embedder.close()
         await client.aclose()
     return Found(
         tuple(hits), round((embedded_s - began_s) * 1000, 3), round((ended_s - embedded_s) * 1000, 3)

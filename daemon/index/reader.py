@@ -1,5 +1,6 @@
 """Searching: KNN over one index, answers as chunks or as documents (their best chunk)."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from redis.commands.search.query import Query
 from daemon.core.vectors import encode
 from daemon.errors import ConfigError, StopProcess
 from daemon.index.connection import Client, translated
+from daemon.index.versions import IndexVersion, Versions
 
 _CHUNKS_PER_DOCUMENT = 4
 
@@ -78,6 +80,53 @@ async def knn(
         hit = _hit(result)
         hits.setdefault((hit.id, hit.chunk) if by_chunk else hit.id, hit)
     return list(hits.values())[:k]
+
+
+async def search(
+    client: Client,
+    pipeline: str,
+    embed: Callable[[IndexVersion], Awaitable[NDArray[np.float32]]],
+    k: int,
+    *,
+    filter: str = "*",
+    ef_runtime: int | None = None,
+    by_chunk: bool = False,
+) -> tuple[IndexVersion, list[Hit]]:
+    """The nearest in the index version that readers see now, whatever model it was made with; for applications.
+
+    A version's own index is searched, not the alias: that may move to another model while the text is embedded.
+
+    Args:
+        embed: gives the query as a vector of that version's model; float32 [dimension].
+        k, filter, ef_runtime, by_chunk: see `knn`.
+
+    Returns:
+        The version that was searched, and its answers.
+
+    Raises:
+        ConfigError: there is no index yet, or the filter is wrong.
+        FailureClass: Redis failed, or what `embed` raises.
+    """
+    versions = Versions(client, pipeline)
+    version = (await versions.known()).version()
+    while True:
+        index, vector = versions.layout(version.number).index, await embed(version)
+        try:
+            return version, await knn(
+                client,
+                index,
+                vector,
+                k,
+                type=version.type,
+                filter=filter,
+                ef_runtime=ef_runtime,
+                by_chunk=by_chunk,
+            )
+        except ConfigError:
+            # It was replaced, and even removed, while the text was embedded.
+            searched, version = version, (await versions.known()).version()
+            if version.number == searched.number:
+                raise
 
 
 def _rows(found: Any) -> list[dict[str, str]]:
