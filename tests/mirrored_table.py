@@ -13,7 +13,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ import psycopg
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from redis import Redis
+from temporalio.client import Client
 
 from connectors.connect import KafkaConnect
 from connectors.definition import heartbeat_topic, message_topic, render
 from connectors.prepare import prepare
 from daemon.config import load
+from daemon.errors import WorkflowError
 from daemon.settings import Config, PostgresSource
 from deploy.local.stack import Stack
 from workflows.client import connect
@@ -367,7 +369,13 @@ class MirroredTable:
             return
 
         async def end() -> None:
-            client = await connect(self.config)
+            async def there() -> Client:
+                while True:
+                    with suppress(WorkflowError):
+                        return await connect(self.config)
+                    await asyncio.sleep(0.2)
+
+            client = await asyncio.wait_for(there(), 60)
             async for one in client.list_workflows(
                 f"LivevecPipeline = '{self.name}' AND ExecutionStatus = 'Running'"
             ):

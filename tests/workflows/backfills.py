@@ -1,18 +1,24 @@
 """Backfills of one table, started and looked at from a test."""
 
 import asyncio
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.service import RPCError
 
 from daemon.verify.differences import Report
 from daemon.verify.session import opened
 from tests.mirrored_table import MirroredTable
 from workflows.activities.backfill_model import Target
 from workflows.backfill import Backfill, BackfillOrder, BackfillResult, workflow_id
-from workflows.client import connect, progress, start
+from workflows.client import connect, progress, progress_now, start
 from workflows.progress import Progress
 
 DEADLINE_S = 60.0
@@ -81,6 +87,61 @@ class Backfills:
         """Current details, as Temporal's UI shows them."""
         found = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
         return str(found.current_details)
+
+
+async def now(backfills: "Backfills", handle: Handle) -> Progress:
+    """With what the running activity has done since."""
+    latest = backfills.client.get_workflow_handle(handle.id)
+    found = await progress_now(latest, await latest.describe())
+    assert found is not None, "no worker answers"
+    return found
+
+
+async def until_done(backfills: "Backfills", handle: Handle, rows: int) -> int:
+    """Poll until so many rows are told to be done, also past servers and workers that are away meanwhile."""
+    ends_at = time.monotonic() + 2 * DEADLINE_S
+    while time.monotonic() < ends_at:
+        with contextlib.suppress(RPCError, AssertionError):
+            if (done := (await now(backfills, handle)).done) >= rows:
+                return done
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"not {rows} rows within {2 * DEADLINE_S} s")
+
+
+@contextmanager
+def editing(table: MirroredTable, rows: int) -> Iterator[None]:
+    """Inserts, updates and deletes of rows all over the table, meanwhile."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def edit() -> None:
+        with psycopg.connect(table.addresses.postgres_dsn, autocommit=True) as db:
+            number = 0
+            while not stop.wait(0.01):
+                number += 1
+                key = number * 37 % (rows + 100) + 1
+                if number % 4 == 0:
+                    db.execute(f"delete from {table.name} where id = {key}")
+                else:
+                    db.execute(
+                        f"insert into {table.name} values ({key}, 't', 'edit {number}', 'c', 1)"
+                        " on conflict (id) do update set body = excluded.body"
+                    )
+
+    def guarded() -> None:
+        try:
+            edit()
+        except BaseException as error:  # noqa: BLE001 - told to the test below
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert failures == []
 
 
 def insert(table: MirroredTable, first: int, last: int) -> None:

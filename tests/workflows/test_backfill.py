@@ -1,6 +1,5 @@
 """A backfill makes the index equal to the table, whatever happened to either, and whatever happens meanwhile."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,46 +11,10 @@ from temporalio.client import WorkflowFailureError
 from daemon.index.layout import Layout
 from deploy.local.stack import Stack
 from tests.mirrored_table import MirroredTable, wait_until
-from tests.workflows.backfills import Backfills, check, forget, insert
+from tests.workflows.backfills import Backfills, check, editing, forget, insert
 from workflows.client import reason
 
 ROWS = 2_500
-
-
-@contextmanager
-def editing(table: MirroredTable, rows: int) -> Iterator[None]:
-    """Inserts, updates and deletes of rows all over the table, meanwhile."""
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def edit() -> None:
-        with psycopg.connect(table.addresses.postgres_dsn, autocommit=True) as db:
-            number = 0
-            while not stop.wait(0.01):
-                number += 1
-                key = number * 37 % (rows + 100) + 1
-                if number % 4 == 0:
-                    db.execute(f"delete from {table.name} where id = {key}")
-                else:
-                    db.execute(
-                        f"insert into {table.name} values ({key}, 't', 'edit {number}', 'c', 1)"
-                        " on conflict (id) do update set body = excluded.body"
-                    )
-
-    def guarded() -> None:
-        try:
-            edit()
-        except BaseException as error:  # noqa: BLE001 - told to the test below
-            failures.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    assert failures == []
 
 
 @contextmanager

@@ -8,26 +8,9 @@ from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 
 from deploy.local.stack import Stack
 from tests.mirrored_table import MirroredTable
-from tests.workflows.backfills import Backfills, Handle, forget, insert
-from workflows.client import progress_now, reason
+from tests.workflows.backfills import Backfills, forget, insert, now, until_done
+from workflows.client import reason
 from workflows.progress import Progress
-
-
-async def now(backfills: Backfills, handle: Handle) -> Progress:
-    """With what the running activity has done since."""
-    latest = backfills.client.get_workflow_handle(handle.id)
-    found = await progress_now(latest, await latest.describe())
-    assert found is not None
-    return found
-
-
-async def until_done(backfills: Backfills, handle: Handle, rows: int) -> int:
-    """Poll until so many rows are told to be done."""
-    for _ in range(600):
-        if (done := (await now(backfills, handle)).done) >= rows:
-            return done
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"not {rows} rows within a minute")
 
 
 async def test_it_is_paused_and_resumed_and_refuses_what_makes_no_sense(empty: MirroredTable) -> None:
