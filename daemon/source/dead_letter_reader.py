@@ -150,7 +150,18 @@ def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list
         RetryLater: Kafka does not answer.
     """
     with _consumer(settings) as consumer:
-        return [next(_until(consumer, place, place.offset + 1), None) for place in places]
+        # Of a partition that does not exist a consumer says nothing, for ever.
+        there = {
+            (topic, partition)
+            for topic in {place.topic for place in places}
+            for partition in consumer.list_topics(topic, _ANSWER_S).topics[topic].partitions
+        }
+        return [
+            next(_until(consumer, place, place.offset + 1), None)
+            if (place.topic, place.partition) in there
+            else None
+            for place in places
+        ]
 
 
 def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]:

@@ -57,7 +57,7 @@ class Rows:
         )
         tried, read = [], []
         for (attempt, key), (snapshot, row) in zip(due, found, strict=True):
-            if _too_early(attempt, snapshot):
+            if too_early(attempt, snapshot):
                 tried.append(Tried(attempt.letter, TryOutcome.LATER))
             else:
                 read.append((attempt, document_id(key), snapshot, row))
@@ -87,7 +87,7 @@ class Rows:
         ]
 
 
-def _too_early(attempt: Attempt, snapshot: SnapshotVersion) -> bool:
+def too_early(attempt: Attempt, snapshot: SnapshotVersion) -> bool:
     """A commit is in the log before it is visible: the row that was refused is not the one that was read."""
     version = version_of(attempt.letter)
     return isinstance(version, LogVersion) and version.era == snapshot.era and not snapshot.sees(version.xid)
