@@ -1,35 +1,29 @@
 """Reconciles by a real worker: every damage is found and mended, and changes on their way are none."""
 
-import asyncio
 import json
-import random
 import signal
-import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import WorkflowHandle
 
 from daemon.core.version import LogVersion
+from daemon.errors import ConfigError
 from daemon.index.connection import connect as redis_connect
 from daemon.index.layout import Layout
 from daemon.index.writer import IndexWriter, Put, Result
 from daemon.verify.differences import Difference as D
-from daemon.verify.session import opened
 from deploy.local.stack import Stack
-from tests.index_damage import TO_DOCUMENTS, bookkeeping_of, key_of, lost_chunk, orphaned, surplus_chunk
-from tests.mirrored_table import MirroredTable, WorkerProcess, wait_until
-from workflows.activities.reconcile_model import Subject
+from tests.index_damage import TO_DOCUMENTS, bookkeeping_of, key_of, lost_chunk, surplus_chunk
+from tests.mirrored_table import MirroredTable, wait_until
+from tests.workflows.reconciles import differences, edited, eventually, reconciled, started, subject
+from workflows import schedules
 from workflows.client import connect, progress_now
-from workflows.reconcile import Reconcile, Reconciled, ReconcileOrder
+from workflows.reconcile import Reconcile, ReconcileOrder
 
-ROWS = 700
-LAG_S = 1.0
-"""Long enough for nothing to be on its way: no daemon runs, or it is idle."""
+ROWS = 1100
 
 
 @pytest.fixture(scope="module")
@@ -50,50 +44,27 @@ def table(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
         made.close()
 
 
+class Workers:
+    """The one worker of the table at rest."""
+
+    def __init__(self, table: MirroredTable) -> None:
+        self._table = table
+        self.start()
+
+    def start(self) -> None:
+        self.process = self._table.start_worker().wait_ready()
+
+
 @pytest.fixture(scope="module")
-def worker(table: MirroredTable) -> Iterator[WorkerProcess]:
-    with table.worker() as running:
-        yield running
+def workers(table: MirroredTable) -> Workers:
+    return Workers(table)
 
 
 @pytest.fixture(autouse=True)
 def working(request: pytest.FixtureRequest) -> None:
     """The table at rest comes with a worker."""
     if "table" in request.fixturenames:
-        request.getfixturevalue("worker")
-
-
-def subject(table: MirroredTable, **settings: Any) -> Subject:
-    return Subject(**{"pipeline": table.name, "lag_s": LAG_S, "rows_per_range": 100, **settings})
-
-
-async def started(table: MirroredTable, order: ReconcileOrder) -> WorkflowHandle[Any, Reconciled]:
-    client = await connect(table.config)
-    return await client.start_workflow(
-        Reconcile.run,
-        order,
-        id=f"reconcile-{table.name}-{random.randrange(10**9)}",
-        task_queue=table.config.temporal.task_queue,
-    )
-
-
-async def reconciled(table: MirroredTable, **settings: Any) -> Reconciled:
-    handle = await started(table, ReconcileOrder(subject=subject(table, **settings)))
-    return await handle.result()
-
-
-async def differences(table: MirroredTable) -> dict[str, frozenset[D]]:
-    """What another check, whole and with vectors, finds."""
-    async with opened(table.config, table.config.pipelines[0], vectors=True) as session:
-        return dict((await session.check(lambda *_: None)).differing)
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], deadline_s: float = 60.0) -> Any:
-    ends_at = asyncio.get_running_loop().time() + deadline_s
-    while not (found := await condition()):
-        assert asyncio.get_running_loop().time() < ends_at, f"not within {deadline_s} s: {condition}"
-        await asyncio.sleep(0.05)
-    return found
+        request.getfixturevalue("workers")
 
 
 async def test_every_damage_is_counted_for_what_it_is_and_mended(table: MirroredTable) -> None:
@@ -157,8 +128,9 @@ async def test_where_a_reconcile_is_due_nothing_of_before_it_is_applied_any_more
 
 
 async def test_what_nothing_explains_is_an_alarm_once_with_the_remedy(
-    table: MirroredTable, worker: WorkerProcess
+    table: MirroredTable, workers: Workers
 ) -> None:
+    worker = workers.process
     lost_chunk(table)
     before = len(alarms(worker.log))
     await reconciled(table)
@@ -192,44 +164,49 @@ def test_the_command_exits_with_1_until_nothing_is_left(table: MirroredTable) ->
     shown = table.command("reconcile", table.name, "--wait")
     assert shown.returncode == 1
     assert f"livevec reconcile {table.name} --repair" in shown.stdout
-    assert table.command("reconcile", table.name, "--repair", "--wait").returncode == 0
-    assert table.command("reconcile", table.name, "--wait").returncode == 0
+    for arguments in (["--repair"], []):
+        done = table.command("reconcile", table.name, "--wait", *arguments)
+        assert done.returncode == 0, done.stderr
 
 
 # ---- schedules
 
 
-def schedules(table: MirroredTable) -> list[dict[str, Any]]:
-    listed = table.command("reconcile", "--list", "--json")
-    assert listed.returncode == 0, listed.stderr
-    found: list[dict[str, Any]] = json.loads(listed.stdout)["schedules"]
+def listed(table: MirroredTable) -> list[dict[str, Any]]:
+    shown = table.command("reconcile", "--list", "--json")
+    assert shown.returncode == 0, shown.stderr
+    found: list[dict[str, Any]] = json.loads(shown.stdout)["schedules"]
     return found
 
 
-def test_the_worker_schedules_what_the_file_says_and_leaves_alone_what_a_person_made(
+async def test_the_worker_schedules_what_the_file_says_and_leaves_alone_what_a_person_made(
     table: MirroredTable,
 ) -> None:
-    [kept] = schedules(table)
+    client = await connect(table.config)
+    [kept] = listed(table)
     assert kept["when"].endswith("(daemon.toml)")
     assert kept["repair"]
     assert kept["next_at"]
     assert table.command("reconcile", table.name, "--schedule", "@daily").returncode == 0
-    with table.worker():
-        [made] = schedules(table)
+    await schedules.keep(client, table.config)
+    [made] = listed(table)
     assert made["when"].startswith("@daily")
     assert not made["repair"]
     assert table.command("reconcile", table.name, "--unschedule").returncode == 0
-    assert schedules(table) == []
-    with table.worker():
-        [again] = schedules(table)
-    assert again["when"] == kept["when"]
+    assert listed(table) == []
+    await schedules.keep(client, table.config)
+    again = await schedules.found(client, table.name)
+    assert again is not None
+    assert again.when == kept["when"]
+    never = table.config.pipelines[0].model_copy(update={"reconcile_every_s": 0.0})
+    await schedules.keep(client, table.config.model_copy(update={"pipelines": (never,)}))
+    assert await schedules.found(client, table.name) is None
 
 
-def test_a_schedule_that_is_none_is_refused(table: MirroredTable) -> None:
-    for wrong in ("soon", "0s", "1 2"):
-        refused = table.command("reconcile", table.name, "--schedule", wrong)
-        assert refused.returncode == 2
-        assert "no schedule" in refused.stderr
+@pytest.mark.parametrize("wrong", ["soon", "0s", "1 2", "", "5x"])
+def test_a_schedule_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="is no schedule"):
+        schedules.parsed(wrong, "any")
 
 
 def test_a_schedule_starts_reconciles_that_repair(table: MirroredTable) -> None:
@@ -237,7 +214,7 @@ def test_a_schedule_starts_reconciles_that_repair(table: MirroredTable) -> None:
     assert table.command("reconcile", table.name, "--schedule", "1s", "--repair").returncode == 0
     try:
         wait_until(lambda: table.redis.exists(key_of(table, "13")))
-        assert schedules(table)[0]["runs"] >= 1
+        assert listed(table)[0]["runs"] >= 1
     finally:
         assert table.command("reconcile", table.name, "--unschedule").returncode == 0
 
@@ -245,134 +222,105 @@ def test_a_schedule_starts_reconciles_that_repair(table: MirroredTable) -> None:
 # ---- beside live changes, and through failures
 
 
-@contextmanager
-def edited(table: MirroredTable, keys: int, per_s: int) -> Iterator[Counter[str]]:
-    """Random inserts, updates and deletes of so many keys meanwhile."""
-    stop, done, random_ = threading.Event(), Counter[str](), random.Random(7)
-
-    def edit() -> None:
-        while not stop.wait(1 / per_s):
-            key, number = random_.randrange(1, keys + 1), sum(done.values())
-            if random_.random() < 0.3:
-                table.execute("delete from $T where id = %s", key)
-                done["delete"] += 1
-            else:
-                table.execute(
-                    "insert into $T values (%s, 't', %s, 'c', %s) on conflict (id) do update set body = excluded.body,"
-                    " price = excluded.price",
-                    key,
-                    f"edit {number % 50}",
-                    number % 5,
-                )
-                done["upsert"] += 1
-
-    editor = threading.Thread(target=edit)
-    editor.start()
-    try:
-        yield done
-    finally:
-        stop.set()
-        editor.join()
-
-
 async def test_changes_on_their_way_are_no_differences_and_a_repair_beside_them_undoes_none(
-    mirrored: MirroredTable,
+    empty: MirroredTable,
 ) -> None:
-    mirrored.connect()
-    mirrored.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 600) n")
-    with mirrored.daemon(), mirrored.worker():
-        mirrored.wait_equal()
-        with edited(mirrored, 600, per_s=100) as done:
-            for repair in (False, True, False):
-                begun = sum(done.values())
-                told = await reconciled(mirrored, repair=repair, lag_s=30.0)
-                assert told.tally.found == {}
-                assert sum(done.values()) > begun
-            mirrored.redis.delete(*[key_of(mirrored, str(key)) for key in range(1, 601)])
-            mended = await reconciled(mirrored, repair=True, lag_s=30.0)
-            assert mended.tally.found.keys() == {"lost_chunks"}
-            assert mended.tally.left == {}
-        mirrored.wait_equal()
-        assert (await reconciled(mirrored)).tally.found == {}
+    empty.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 600) n")
+    empty.wait_equal()
+    with edited(empty, 600, per_s=100) as done:
+        for repair in (False, True, False):
+            begun = sum(done.values())
+            told = await reconciled(empty, repair=repair, lag_s=30.0)
+            assert told.tally.found == {}
+            assert sum(done.values()) > begun
+        empty.redis.delete(*[key_of(empty, str(key)) for key in range(1, 601)])
+        mended = await reconciled(empty, repair=True, lag_s=30.0)
+        assert mended.tally.found.keys() == {"lost_chunks"}
+        assert mended.tally.left == {}
+    empty.wait_equal()
+    assert (await reconciled(empty)).tally.found == {}
 
 
-async def test_a_change_that_its_daemon_has_yet_to_apply_is_no_difference(mirrored: MirroredTable) -> None:
-    mirrored.connect()
-    mirrored.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 50) n")
-    with mirrored.daemon() as daemon, mirrored.worker():
-        mirrored.wait_equal()
-        daemon.process.send_signal(signal.SIGSTOP)
-        mirrored.execute("update $T set body = 'waits' where id <= 10")
-        mirrored.execute("delete from $T where id > 40")
-        assert (await reconciled(mirrored, lag_s=0.0)).tally.found == {"stale": 10, "orphaned": 10}
-        handle = await started(mirrored, ReconcileOrder(subject=subject(mirrored, lag_s=60.0)))
+async def test_a_change_that_its_daemon_has_yet_to_apply_is_no_difference(empty: MirroredTable) -> None:
+    empty.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 50) n")
+    empty.wait_equal()
+    [daemon] = empty._daemons
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        empty.execute("update $T set body = 'waits' where id <= 10")
+        empty.execute("delete from $T where id > 40")
+        assert (await reconciled(empty, lag_s=0.0)).tally.found == {"stale": 10, "orphaned": 10}
+        handle = await started(empty, ReconcileOrder(subject=subject(empty, lag_s=120.0)))
 
         async def checking() -> bool:
-            shown = await progress_now(handle, await handle.describe())
-            return shown is not None and shown.phase == "checking"
+            return (
+                bool((await handle.describe()).raw_description.pending_activities)
+                and (await handle.query(Reconcile.progress)).phase == "checking"
+            )
 
         await eventually(checking)
+    finally:
         daemon.process.send_signal(signal.SIGCONT)
-        assert (await handle.result()).tally.found == {}
+    assert (await handle.result()).tally.found == {}
 
 
-async def test_another_worker_goes_on_from_where_a_killed_one_was(mirrored: MirroredTable) -> None:
-    mirrored.connect()
-    mirrored.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 6000) n")
-    with mirrored.daemon() as daemon:
-        mirrored.wait_equal()
-        assert daemon.terminate() == 0
-    mirrored.redis.delete(key_of(mirrored, "1"), key_of(mirrored, "5999"))
-    order = ReconcileOrder(
-        subject=subject(mirrored, rows_per_range=10**6, repair=True), rate=1500.0, parallel=1
-    )
-    with mirrored.worker() as worker:
-        handle = await started(mirrored, order)
+async def test_the_deletion_of_an_orphan_does_not_outlive_a_new_row_of_its_key(empty: MirroredTable) -> None:
+    redis = redis_connect(empty.config.redis)
+    writer = IndexWriter(redis, Layout(empty.name, 1), 16)
+    await writer.write([Put("9", LogVersion(0, 1 << 40, 1 << 40, 5), "h", "m", (), (("old", b"\0" * 1536),))])
+    await redis.aclose()
+    mended = await reconciled(empty, repair=True)
+    assert (mended.tally.found, mended.tally.left) == ({"orphaned": 1}, {})
+    empty.execute("insert into $T values (9, 'new', 'row', 'c', 1)")
+    empty.wait_equal()
 
-        async def half() -> bool:
-            shown = await progress_now(handle, await handle.describe())
-            return shown is not None and shown.done >= 2000
 
-        await eventually(half)
-        worker.kill()
+async def test_another_worker_goes_on_from_where_a_killed_one_was(
+    table: MirroredTable, workers: Workers
+) -> None:
+    table.redis.delete(key_of(table, "1050"))
+    whole = subject(table, rows_per_range=10**6, repair=True)
+    handle = await started(table, ReconcileOrder(subject=whole, rate=250.0, parallel=1))
+
+    async def half() -> bool:
+        shown = await progress_now(handle, await handle.describe())
+        return shown is not None and shown.done >= 500
+
+    await eventually(half)
+    workers.process.kill()
     # Checked already: seen again only by a worker that begins anew.
-    mirrored.redis.delete(key_of(mirrored, "2"))
-    with mirrored.worker():
-        told = await handle.result()
-    assert told.tally.found == {"lost_chunks": 2}
-    assert told.tally.examples["lost_chunks"] == ("1", "5999")
-    assert told.tally.rows == told.tally.documents == 6000
-    assert await differences(mirrored) == {"2": frozenset({D.LOST_CHUNKS})}
-
-
-async def test_a_paused_reconcile_goes_on_with_all_that_is_left(mirrored: MirroredTable) -> None:
-    mirrored.connect()
-    mirrored.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 3000) n")
-    with mirrored.daemon() as daemon:
-        mirrored.wait_equal()
-        assert daemon.terminate() == 0
-    mirrored.redis.delete(key_of(mirrored, "2999"))
-    order = ReconcileOrder(subject=subject(mirrored, rows_per_range=1000), rate=600.0)
-    with mirrored.worker():
-        handle = await started(mirrored, order)
-
-        async def begun() -> bool:
-            shown = await progress_now(handle, await handle.describe())
-            return shown is not None and shown.done > 0
-
-        await eventually(begun)
-        paused = await handle.execute_update(Reconcile.pause)
-        assert paused.phase == "paused"
-
-        async def at_rest() -> bool:
-            return not (await handle.describe()).raw_description.pending_activities
-
-        await eventually(at_rest)
-        await handle.execute_update(Reconcile.throttle, 0.0)
-        await handle.execute_update(Reconcile.resume)
-        told = await handle.result()
-    assert told.tally.rows == told.tally.documents == 3000
+    table.redis.delete(key_of(table, "21"))
+    workers.start()
+    told = await handle.result()
     assert told.tally.found == {"lost_chunks": 1}
+    assert told.tally.examples["lost_chunks"] == ("1050",)
+    assert told.tally.rows == told.tally.documents == len(table.expected())
+    assert await differences(table) == {"21": frozenset({D.LOST_CHUNKS})}
+    assert (await reconciled(table, repair=True)).tally.left == {}
+
+
+async def test_a_paused_reconcile_goes_on_with_all_that_is_left(table: MirroredTable) -> None:
+    table.redis.delete(key_of(table, "1050"))
+    order = ReconcileOrder(subject=subject(table, rows_per_range=10**6, repair=True), rate=250.0)
+    handle = await started(table, order)
+
+    async def begun() -> bool:
+        shown = await progress_now(handle, await handle.describe())
+        return shown is not None and shown.done > 0
+
+    async def at_rest() -> bool:
+        return not (await handle.describe()).raw_description.pending_activities
+
+    await eventually(begun)
+    assert (await handle.execute_update(Reconcile.pause)).phase == "paused"
+    await eventually(at_rest)
+    assert not table.redis.exists(key_of(table, "1050"))
+    await handle.execute_update(Reconcile.throttle, 0.0)
+    await handle.execute_update(Reconcile.resume)
+    told = await handle.result()
+    assert told.tally.rows == told.tally.documents == len(table.expected())
+    assert told.tally.found == {"lost_chunks": 1}
+    assert table.redis.exists(key_of(table, "1050"))
 
 
 async def test_composite_keys_of_any_characters_are_checked_in_ranges_and_mended(
@@ -413,14 +361,3 @@ async def test_a_worker_that_leads_to_another_database_repairs_nothing(table: Mi
         assert "another database" in refused.stderr
     finally:
         table.redis.set(key, before)
-
-
-async def test_a_deleted_row_of_an_orphan_can_be_inserted_again(table: MirroredTable) -> None:
-    orphaned(table)
-    table.redis.hset(key_of(table, "6"), mapping=table.redis.hgetall(key_of(table, "7")))
-    assert (await reconciled(table, repair=True)).tally.left == {}
-    table.execute("insert into $T values (6, 'title 6', 'about the number 6', 'c6', 1.5)")
-    with table.daemon() as daemon:
-        table.wait_equal()
-        assert daemon.terminate() == 0
-    assert await differences(table) == {}

@@ -34,8 +34,7 @@ OF_KEYS = frozenset({Difference.ORPHANED, Difference.SURPLUS_CHUNKS})
 """Told by the walk through Redis' keys; all others by the rows, so that none is counted twice."""
 OF_ROWS = frozenset(Difference) - OF_KEYS
 _SUSPECTS_MAX = 2_000
-_ROWS_UNSETTLED_MAX = 20_000
-_STEPS_UNSETTLED_MAX = 50
+_UNSETTLED_S_MAX = 10.0
 
 
 class Examiner:
@@ -112,6 +111,11 @@ class _Rate:
             await interruption.wait(max(0.0, self._next_at_s - time.monotonic()))
 
 
+def _to_settle(held: int, since_s: float) -> bool:
+    """What is held is lost with its worker, and each settling waits for changes that are on their way."""
+    return not held or held >= _SUSPECTS_MAX or time.monotonic() - since_s >= _UNSETTLED_S_MAX
+
+
 class RangeCheck:
     """Compares the rows of one key range; `checked` is where another attempt goes on."""
 
@@ -127,7 +131,7 @@ class RangeCheck:
             FailureClass: a part failed.
         """
         suspects: set[str] = set()
-        seen = Tally()
+        seen, since_s = Tally(), time.monotonic()
         async for batch in batches(examiner.subject, self.checked.after, self._until):
             if examiner.interruption.asked:
                 break
@@ -136,13 +140,13 @@ class RangeCheck:
             refused = sum(isinstance(one, RejectRow) for one in wanted.values())
             seen = seen.plus(Tally(rows=len(batch.rows), refused=refused))
             ended = batch.last is None
-            if ended or not suspects or len(suspects) >= _SUSPECTS_MAX or seen.rows >= _ROWS_UNSETTLED_MAX:
+            if ended or _to_settle(len(suspects), since_s):
                 settled = await examiner.settled(suspects, OF_ROWS)
                 if settled is None:
                     break
                 tally = self.checked.tally.plus(seen).plus(settled)
                 self.checked = RangeChecked(after=batch.last or self._until, ended=ended, tally=tally)
-                suspects, seen = set(), Tally()
+                suspects, seen, since_s = set(), Tally(), time.monotonic()
             await self._rate.spent(len(batch.rows), examiner.interruption)
         return self.checked
 
@@ -166,7 +170,7 @@ class KeysCheck:
         suspects: set[str] = set()
         surplus: dict[str, set[int]] = {}
         foreign: set[str] = set()
-        documents = steps = 0
+        documents, since_s = 0, time.monotonic()
         while not examiner.interruption.asked and not position.done:
             step = await keyspace.step(position, KEYS_PER_STEP)
             position = step.position
@@ -175,19 +179,18 @@ class KeysCheck:
                 documents = 0
             found = await walk.look(step.keys)
             documents += found.documents
-            steps += 1
             suspects |= found.suspects
             foreign |= set(found.foreign)
             for one, numbers in found.surplus.items():
                 surplus.setdefault(one, set()).update(numbers)
-            held = len(suspects) + len(foreign)
-            if not held or held >= _SUSPECTS_MAX or steps >= _STEPS_UNSETTLED_MAX or position.done:
+            if position.done or _to_settle(len(suspects) + len(foreign), since_s):
                 settled = await examiner.settled(suspects, OF_KEYS, surplus, tuple(sorted(foreign)))
                 if settled is None:
                     break
                 tally = self.checked.tally.plus(Tally(documents=documents)).plus(settled)
                 self.checked = KeysChecked(position=position, ended=position.done, tally=tally)
-                suspects, surplus, foreign, documents, steps = set(), {}, set(), 0, 0
+                suspects, surplus, foreign = set(), {}, set()
+                documents, since_s = 0, time.monotonic()
             await self._rate.spent(len(step.keys), examiner.interruption)
         return self.checked
 
