@@ -124,12 +124,17 @@ async def _connected(config: Config, health: Health) -> Client:
     async def attempt() -> Client:
         try:
             client = await connect(config, runtime)
-            await search_attributes.ensure(client)
         except WorkflowError as error:
             raise RetryLater(str(error), _AWAY_S) from error
         return client
 
-    return await Patience(config.retry, health).call("temporal", attempt)
+    client = await Patience(config.retry, health).call("temporal", attempt)
+    try:
+        await search_attributes.ensure(client)
+    except WorkflowError as error:
+        # Some servers let only an operator look at them; they may well be there.
+        log.warning("search_attributes_not_checked", error=str(error))
+    return client
 
 
 def _runtime(address: str) -> Runtime:

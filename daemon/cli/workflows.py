@@ -86,7 +86,7 @@ def _tell(
     config = given.resolved(context)
 
     async def work() -> None:
-        from temporalio.client import WorkflowUpdateFailedError
+        from temporalio.client import RPCTimeoutOrCancelledError, WorkflowUpdateFailedError
         from temporalio.service import RPCError
 
         from daemon.errors import WorkflowError
@@ -97,6 +97,8 @@ def _tell(
             await action(client.get_workflow_handle(workflow_id))
         except WorkflowUpdateFailedError as error:
             raise WorkflowError(f"{workflow_id}: {reason(error)}") from error
+        except RPCTimeoutOrCancelledError as error:
+            raise WorkflowError(f"{workflow_id}: no worker answers; start one: `livevec worker`") from error
         except RPCError as error:
             raise refused(workflow_id, error) from error
         await _show(config, workflow_id, as_json, client)
@@ -107,7 +109,7 @@ def _tell(
 async def _update(handle: "WorkflowHandle[Any, Any]", name: str, *arguments: float) -> None:
     from datetime import timedelta
 
-    await handle.execute_update(name, args=arguments, rpc_timeout=timedelta(seconds=15))
+    await handle.execute_update(name, args=arguments, rpc_timeout=timedelta(seconds=10))
 
 
 def refused(workflow_id: str, error: Any) -> Exception:

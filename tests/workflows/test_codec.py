@@ -87,4 +87,5 @@ async def stored(client: Client, workflow_id: str) -> str:
     for event in history.events:
         texts += [str(event), event.SerializeToString().decode("latin-1")]
     assert "encryption-key-id" in texts[0]
+    assert "a test's" not in texts[1], "nor its summary"
     return "".join(texts).replace(workflow_id, "")

@@ -84,3 +84,13 @@ async def test_it_waits_for_a_temporal_that_is_away(mirrored: MirroredTable, tmp
     worker = mirrored.start_worker().wait_ready()
     assert worker.terminate() == 0
     await asyncio.to_thread(mirrored.stack.addresses)
+
+
+def test_without_a_worker_a_started_one_waits_and_the_commands_say_so(mirrored: MirroredTable) -> None:
+    name = f"backfill-{mirrored.name}"
+    assert mirrored.command("backfill", mirrored.name).returncode == 0
+    paused = mirrored.command("workflows", "pause", name)
+    assert (paused.returncode, "no worker answers" in paused.stderr) == (1, True), paused.stderr
+    shown = mirrored.command("workflows", "show", name, "--json")
+    assert '"progress": null' in shown.stdout, shown.stderr
+    assert mirrored.command("workflows", "cancel", name).returncode == 0

@@ -139,10 +139,11 @@ class Copier:
         """As many rows as take about a second, and as fit into memory; at most twice the last."""
         rate = self.copied.rate_per_s
         limit = 2 * self._limit if rate is None else min(2 * self._limit, int(rate * STEP_S))
+        limit = max(ROWS_MIN, min(limit, ROWS_MAX))
         characters = sum(self._projection.builder.text_size(row) for _, _, row in rows if row is not None)
         if characters:
             limit = min(limit, _TEXT_CHARS_MAX * len(rows) // characters)
-        self._limit = self._within_rate(max(ROWS_MIN, min(limit, ROWS_MAX)))
+        self._limit = self._within_rate(max(1, limit))
         self.copied = self.copied.model_copy(update={"rows_per_read": self._limit})
 
     def _within_rate(self, rows: int) -> int:
@@ -159,7 +160,7 @@ class Copier:
             try:
                 read = await self._chunk(after, limit, self._projection.builder.columns)
             except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
-                refused = _refused(error)
+                refused = refusal_of_read(error)
                 if refused is None:
                     raise
                 if limit == 1:
@@ -197,7 +198,7 @@ class Copier:
         try:
             read = await self._chunk(after, 1, ())
         except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
-            if _refused(error) is None:
+            if refusal_of_read(error) is None:
                 raise
             await self._reject("", (), refused)
             return _Read((), after, ended=True, unreadable=1, skipped=True)
@@ -215,7 +216,7 @@ class Copier:
         await self._projection.projector.reject(item, refused)
 
 
-def _refused(error: Exception) -> RejectRow | None:
+def refusal_of_read(error: Exception) -> RejectRow | None:
     """What a failed read says about its rows; None: the failure is not the rows'.
 
     The messages name no value: drivers quote them.
