@@ -14,6 +14,7 @@ from deploy.local.stack import Stack
 from tests.mirrored_table import MirroredTable, WorkerProcess, free_port, wait_until
 from tests.tcp_proxy import tcp_proxy
 from tests.workflows.retries import Retries
+from workflows.activities.retry_model import TryOutcome
 
 LONG = "long " * 100
 HASTY = "[retry_dead_letters]\npause_s_min = 0.5\npause_s_max = 2.0\n"
@@ -114,6 +115,17 @@ async def test_a_deleted_row_never_comes_back(table: MirroredTable) -> None:
         with table.daemon() as daemon:
             wait_until(lambda: daemon.outcomes().get("superseded", 0) + daemon.outcomes().get("deleted", 0))
             assert table.indexed() == {}
+
+
+async def test_a_row_that_cannot_be_read_does_not_hold_up_the_others(table: MirroredTable) -> None:
+    retries = await Retries.of(table)
+    with table.daemon(), table.worker():
+        table.execute("insert into $T values (70, 'row', 'good', 'x', 1)")
+        table.wait_equal()
+        await retries.feed("no number", "70", "71")
+        held = await retries.until_held("no number")
+        assert held["no number"].letter.reason == "unreadable"
+        assert (await retries.status()).totals == {TryOutcome.APPLIED: 2, TryOutcome.REFUSED: 1}
 
 
 async def test_what_a_newer_change_made_right_is_skipped(table: MirroredTable) -> None:

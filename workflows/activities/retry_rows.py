@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from daemon.core.change import Row
 from daemon.core.version import LogVersion, SnapshotVersion
-from daemon.errors import RejectRow
+from daemon.errors import FailureClass, RejectRow
 from daemon.index.durability import Durability
 from daemon.index.layout import document_id, document_key
 from daemon.projection import Projection
 from daemon.settings import Config
 from daemon.source.dead_letter_reader import read_records
 from daemon.source.envelope import row_key
+from workflows.activities.copying import refusal_of_read
 from workflows.activities.retry_common import refused, superseded, version_of
 from workflows.activities.retry_model import Attempt, Tried, TryOutcome
 
@@ -52,11 +54,13 @@ class Rows:
     async def _project(self, due: Sequence[tuple[Attempt, Key]]) -> list[Tried]:
         projection = self._projection
         durability = await Durability.begin(projection.client, self._config.redis)
-        found = await projection.patience.call(
-            "source", lambda: projection.rows.reread([key for _, key in due])
-        )
+        found = await self._reread([key for _, key in due])
         tried, read = [], []
-        for (attempt, key), (snapshot, row) in zip(due, found, strict=True):
+        for (attempt, key), one in zip(due, found, strict=True):
+            if isinstance(one, RejectRow):
+                tried.append(refused(attempt, one))
+                continue
+            snapshot, row = one
             if too_early(attempt, snapshot):
                 tried.append(Tried(attempt.letter, TryOutcome.LATER))
             else:
@@ -67,6 +71,20 @@ class Rows:
             error = self._refusals.get(name)
             tried.append(refused(attempt, error) if error else Tried(attempt.letter, TryOutcome.APPLIED))
         return tried
+
+    async def _reread(self, keys: Sequence[Key]) -> list[tuple[SnapshotVersion, Row | None] | RejectRow]:
+        """The rows; one that cannot be read does not hold up its neighbours."""
+        projection = self._projection
+        try:
+            return [*await projection.patience.call("source", lambda: projection.rows.reread(keys))]
+        except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
+            refusal = refusal_of_read(error)
+            if refusal is None:
+                raise
+            if len(keys) == 1:
+                return [refusal]
+        half = len(keys) // 2
+        return [*await self._reread(keys[:half]), *await self._reread(keys[half:])]
 
     async def _keys(self, attempts: Sequence[Attempt]) -> list[Key | RejectRow]:
         """The primary key of each; where the record could not be decoded, out of its own key, if that can be."""
@@ -81,10 +99,16 @@ class Rows:
                 found[letter.name] = row_key(record.key if record else None, columns, table)
             except RejectRow as error:
                 found[letter.name] = error
-        return [
-            document_key(a.letter.document, len(columns)) if a.letter.document else found[a.letter.name]
-            for a in attempts
-        ]
+        return [self._key(a.letter.document) if a.letter.document else found[a.letter.name] for a in attempts]
+
+    def _key(self, identifier: str) -> Key | RejectRow:
+        table = self._projection.table
+        key = document_key(identifier, len(table.key))
+        if len(key) == len(table.key):
+            return key
+        return RejectRow(
+            f"this key has {len(key)} columns, that of {table.name} {len(table.key)}", "malformed_key"
+        )
 
 
 def too_early(attempt: Attempt, snapshot: SnapshotVersion) -> bool:
