@@ -177,7 +177,7 @@ class BatchingSettings(Settings):
     in_flight_max: PositiveInt = Field(4, description="Batches between closing and acknowledgement.")
     queue_changes_max: PositiveInt = Field(20_000, description="Changes waiting; more pauses the partitions.")
     queue_bytes_max: PositiveInt = Field(
-        64 * 1024 * 1024, description="Bytes waiting; more pauses the partitions."
+        48 * 1024 * 1024, description="Memory of what waits, in bytes; more pauses the partitions."
     )
 
 
