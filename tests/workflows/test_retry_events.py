@@ -1,5 +1,7 @@
 """Dead letters of an event topic: the event is had again from the dead letter, or from where it was read first."""
 
+import asyncio
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -75,9 +77,11 @@ class Notes:
     def daemon(self) -> DaemonProcess:
         return DaemonProcess(self.config_path, self._folder / "daemon.log", self._ports[0]).wait_ready()
 
-    def worker(self) -> WorkerProcess:
+    def worker(self, redis: str = "") -> WorkerProcess:
+        """One that takes longer texts; `redis`: more of its settings."""
         config = self._folder / "worker.toml"
-        config.write_text(self._text.replace("text_bytes_max = 20", "text_bytes_max = 2000"))
+        text = self._text.replace("text_bytes_max = 20", "text_bytes_max = 2000")
+        config.write_text(text.replace("[redis]", f"[redis]\n{redis}"))
         worker = WorkerProcess(config, self._folder / "worker.log", *self._ports[1:])
         worker.wait_ready()
         return worker
@@ -146,6 +150,24 @@ async def test_an_event_that_is_gone_is_given_up_and_still_shown(notes: Notes) -
         assert notes.texts() == {}
         await retries.handle.execute_update(Retry.drop, Selection(key="a"))
         assert (await retries.handle.result()).totals == {TryOutcome.GONE: 1, TryOutcome.DROPPED: 1}
+
+
+async def test_an_event_that_a_forgotten_delete_may_have_followed_is_given_up(notes: Notes) -> None:
+    retries = await Retries.of(notes)
+    with closing(notes.daemon()), closing(notes.worker(redis="delete_marker_ttl_s = 1")):
+        notes.publish("a", {"text": "of more than 20 bytes"})
+        held = await retries.until_held("a")
+        await until_passed(held["a"].letter.at_s + 0.6)
+        await retries.handle.execute_update(Retry.try_now, Selection())
+        await retries.until_tried(TryOutcome.TOO_OLD)
+        assert (await retries.held())["a"].given_up is GivenUp.AGE
+        assert notes.texts() == {}
+        await retries.handle.execute_update(Retry.drop, Selection())
+
+
+async def until_passed(at_s: float) -> None:
+    while time.time() < at_s:  # noqa: ASYNC110 - a moment in time is what is waited for
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("notes", [KEPT], indirect=True)

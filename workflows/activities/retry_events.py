@@ -85,7 +85,7 @@ class Events:
     def _decoded(self, attempt: Attempt, record: Record | None) -> Change | Tried:
         """The event, or why there is none."""
         letter = attempt.letter
-        if record is None or _is_another(letter, record):
+        if record is None or is_another(letter, record):
             return refused(attempt, _GONE, TryOutcome.GONE)
         marker_ttl_s = self._config.redis.delete_marker_ttl_s
         if time.time() - record.appended_at_s > marker_ttl_s / 2:
@@ -134,7 +134,7 @@ def _kept(letter: Letter, dead: Record | None) -> Record | None:
     )
 
 
-def _is_another(letter: Letter, record: Record) -> bool:
+def is_another(letter: Letter, record: Record) -> bool:
     """Whether the record at that place is not the refused one: its topic was made anew since."""
     newer = record.appended_at_s > letter.at_s + _CLOCKS_APART_S
     return newer or (
