@@ -130,7 +130,7 @@ class Reconcile(Controlled):
         done = await workflow.execute_child_workflow(
             Backfill.run,
             BackfillOrder(target=target, rate=self.rate),
-            id=f"{workflow.info().workflow_id}-backfill",
+            id=f"backfill-{target.pipeline}-for-reconcile-{workflow.uuid4().hex[:8]}",
             search_attributes=workflow.info().typed_search_attributes,
             static_summary=f"backfill of {target.pipeline}, because of {', '.join(plan.reasons)}",
         )
