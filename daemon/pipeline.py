@@ -7,20 +7,21 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.core.batching import Finished, Waiting
 from daemon.core.change import Change, Operation, Outcome, Row
-from daemon.core.document import Document, DocumentBuilder
+from daemon.core.document import DocumentBuilder
 from daemon.core.queue import Item, tokens_estimate
 from daemon.core.version import SnapshotVersion, Version, replaces
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import FailureClass, RejectRow, RetryLater
 from daemon.index.donor import VectorDonor
-from daemon.index.writer import Delete, IndexWriter, Put, Result, Touch, Write
+from daemon.index.writer import Delete, IndexWriter, Result, Touch, Write
 from daemon.patience import Patience
-from daemon.telemetry.metrics import PipelineMetrics, Sample
+from daemon.telemetry.metrics import PipelineMetrics
+from daemon.writes import Clock, Work, put, sample, touch
 
 SourceRow = tuple[str, Version, Row | None]
 """Document id, the row and the snapshot that it was read at (None: there was none); or an event and its place."""
@@ -43,20 +44,6 @@ class DeadLetters(Protocol):
     async def put(self, item: Item, error: RejectRow) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
-class _Work:
-    """One write on its way. `document` None: the row is gone. `rewrite`: write it whole, whatever is stored.
-    `reused`: its vectors are another index version's."""
-
-    item: Item
-    version: Version
-    document: Document | None
-    chunks: Sequence[str] = ()
-    unchanged: bool = False
-    rewrite: bool = False
-    reused: bool = False
-
-
 @dataclass(slots=True)
 class Processed:
     """What became of a batch: how long it took, and the items whose rows cannot be read yet."""
@@ -71,27 +58,6 @@ class Projected:
 
     outcomes: Counter[Outcome]
     finished: Finished
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Wall-clock moments of one batch, for the stages of its samples."""
-
-    started_s: float
-    embedded_s: float = 0.0
-    embed_s: float = 0.0
-    texts: int = 0
-    tokens: int = 0
-    oldest_s: float = field(default=float("inf"))
-
-    def finished(self, now_s: float) -> Finished:
-        return Finished(
-            texts=self.texts,
-            tokens=self.tokens,
-            embed_s=self.embed_s,
-            total_s=now_s - self.started_s,
-            latency_s=max(0.0, now_s - self.oldest_s),
-        )
 
 
 class Projector:
@@ -148,8 +114,8 @@ class Projector:
             StopPipeline: the source's table does not fit any more.
             StopProcess: a part is set up wrongly.
         """
-        clock = _Clock(started_s=time.time())
-        work: list[_Work] = []
+        clock = Clock(started_s=time.time())
+        work: list[Work] = []
         hints: list[Item] = []
         for item in items:
             if item.change.operation is Operation.TRUNCATE:
@@ -179,8 +145,8 @@ class Projector:
         Raises:
             StopProcess: a part is set up wrongly.
         """
-        clock = _Clock(started_s=time.time())
-        work: list[_Work] = []
+        clock = Clock(started_s=time.time())
+        work: list[Work] = []
         items: list[Item] = []
         for identifier, version, row in rows:
             tokens = 0 if row is None else tokens_estimate(self._builder.text_size(row))
@@ -209,19 +175,19 @@ class Projector:
         old = now_s - change.committed_at_s > self._marker_ttl_s / 2
         return old and change.operation is Operation.UPSERT and self._rows is not None
 
-    async def _plan(self, item: Item, version: Version | None, row: Row | None) -> list[_Work]:
+    async def _plan(self, item: Item, version: Version | None, row: Row | None) -> list[Work]:
         assert version is not None
         if row is None:
-            return [_Work(item, version, None)]
+            return [Work(item, version, None)]
         try:
             document = self._builder.build(row)
         except RejectRow as error:
             await self.reject(item, error)
             return []
         chunks = self._chunk(document.text) if document.text.strip() else ()
-        return [_Work(item, version, document, chunks)]
+        return [Work(item, version, document, chunks)]
 
-    async def _reread(self, hints: Sequence[Item], work: list[_Work]) -> list[Item]:
+    async def _reread(self, hints: Sequence[Item], work: list[Work]) -> list[Item]:
         """Read the rows of hints and add what is to be written; answers those whose change is not visible yet."""
         rows = self._rows
         assert rows is not None, "only a source that can be asked gives hints"
@@ -240,14 +206,14 @@ class Projector:
         return later
 
     async def _apply(
-        self, work: Sequence[_Work], clock: _Clock, on_embedded: Callable[[], None] = lambda: None
-    ) -> list[_Work]:
+        self, work: Sequence[Work], clock: Clock, on_embedded: Callable[[], None] = lambda: None
+    ) -> list[Work]:
         """Plan, embed and write; answers what must be planned again."""
         stored = await self._patience.call(
             "redis", lambda: self._writer.lookup([one.item.id for one in work])
         )
-        ready: list[tuple[_Work, Write]] = []
-        to_embed: list[_Work] = []
+        ready: list[tuple[Work, Write]] = []
+        to_embed: list[Work] = []
         for one, before in zip(work, stored, strict=True):
             document = one.document
             if before is not None and not replaces(one.version, before.version):
@@ -257,9 +223,9 @@ class Projector:
                 ready.append((one, Delete(one.item.id, one.version, marker_ttl_ms)))
             elif before is not None and before.content_hash == document.content_hash and not one.rewrite:
                 one.unchanged = before.metadata_hash == document.metadata_hash
-                ready.append((one, _touch(one, document)))
+                ready.append((one, touch(one, document)))
             elif not one.chunks:
-                ready.append((one, _put(one, document, ())))
+                ready.append((one, put(one, document, ())))
             else:
                 to_embed.append(one)
         if self._donor is not None:
@@ -278,28 +244,35 @@ class Projector:
         return again + await self._write(embedded, clock)
 
     async def _reuse(
-        self, donor: VectorDonor, work: Sequence[_Work], ready: list[tuple[_Work, Write]]
-    ) -> list[_Work]:
+        self, donor: VectorDonor, work: Sequence[Work], ready: list[tuple[Work, Write]]
+    ) -> list[Work]:
         """Add to `ready` what needs no embedding, since the donor has it; answers the rest."""
         # A document that is written whole because it is damaged may have its damage from there.
-        wanted = [one for one in work if not one.rewrite and one.document is not None]
-        asked = [(one.item.id, one.document.content_hash) for one in wanted if one.document is not None]
-        found = await self._patience.call("redis", lambda: donor.vectors(asked))
-        for one, vectors in zip(wanted, found, strict=True):
-            if one.document is not None and len(vectors) == len(one.chunks):
+        asked = {
+            one.item.id: one.document.content_hash
+            for one in work
+            if not one.rewrite and one.document is not None
+        }
+        found = await self._patience.call("redis", lambda: donor.vectors(list(asked.items())))
+        vectors = dict(zip(asked, found, strict=True))
+        rest = []
+        for one in work:
+            given = vectors.get(one.item.id, ())
+            if one.document is not None and given and len(given) == len(one.chunks):
                 one.reused = True
-                pairs = tuple(zip(one.chunks, vectors, strict=True))
-                ready.append((one, _put(one, one.document, pairs)))
-        return [one for one in work if not one.reused]
+                ready.append((one, put(one, one.document, tuple(zip(one.chunks, given, strict=True)))))
+            else:
+                rest.append(one)
+        return rest
 
-    async def _embed(self, work: Sequence[_Work], clock: _Clock) -> list[tuple[_Work, Write]]:
+    async def _embed(self, work: Sequence[Work], clock: Clock) -> list[tuple[Work, Write]]:
         """The finished writes of documents whose text changed; refused ones are dead-lettered."""
         result = await self._embedding.embed([chunk for one in work for chunk in one.chunks], self._patience)
         clock.embedded_s = time.time()
         clock.embed_s += result.embed_s
         clock.texts += result.texts
         clock.tokens += sum(one.item.waiting.tokens for one in work)
-        ready: list[tuple[_Work, Write]] = []
+        ready: list[tuple[Work, Write]] = []
         at = 0
         for one in work:
             vectors = result.vectors[at : at + len(one.chunks)]
@@ -312,22 +285,22 @@ class Projector:
             pairs = tuple(
                 (text, v) for text, v in zip(one.chunks, vectors, strict=True) if isinstance(v, bytes)
             )
-            ready.append((one, _put(one, one.document, pairs)))
+            ready.append((one, put(one, one.document, pairs)))
         return ready
 
-    async def _write(self, ready: Sequence[tuple[_Work, Write]], clock: _Clock) -> list[_Work]:
+    async def _write(self, ready: Sequence[tuple[Work, Write]], clock: Clock) -> list[Work]:
         """Write until Redis has answered for each; settles what is done, answers what lost a race.
 
         In parts that Redis takes in one go: the first are searchable, and told so, before the last are sent.
         """
-        conflicts: list[_Work] = []
+        conflicts: list[Work] = []
         rest = ready
         while rest:
             ready, rest = rest[: self._writer.commands_max], rest[self._writer.commands_max :]
             writes = [write for _, write in ready]
             results = await self._patience.call("redis", lambda writes=writes: self._writer.write(writes))  # type: ignore[misc]
             now_s = time.time()
-            again: list[tuple[_Work, Write]] = []
+            again: list[tuple[Work, Write]] = []
             waiting: RetryLater | None = None
             for (one, write), result in zip(ready, results, strict=True):
                 if isinstance(result, RetryLater):
@@ -348,7 +321,7 @@ class Projector:
                 rest = [*again, *rest]
         return conflicts
 
-    def _written(self, one: _Work, write: Write, result: Result, clock: _Clock, now_s: float) -> None:
+    def _written(self, one: Work, write: Write, result: Result, clock: Clock, now_s: float) -> None:
         change = one.item.change
         live = change.operation is not Operation.REREAD or change.wait_xid is not None
         if live:
@@ -362,7 +335,7 @@ class Projector:
         else:
             outcome = Outcome.REUSED if one.reused else Outcome.EMBEDDED
             if live and write.chunks:
-                self._metrics.embedded(_sample(one.item, clock, now_s))
+                self._metrics.embedded(sample(one.item, clock, now_s))
         self._settle(one.item, outcome)
 
     async def _truncate(self, item: Item) -> None:
@@ -390,42 +363,6 @@ class Projector:
         item.outcome = outcome
         for receipt in item.receipts:
             receipt.settle()
-
-
-def _put(one: _Work, document: Document, chunks: tuple[tuple[str, bytes], ...]) -> Put:
-    return Put(
-        id=one.item.id,
-        version=one.version,
-        content_hash=document.content_hash,
-        metadata_hash=document.metadata_hash,
-        metadata=document.metadata,
-        chunks=chunks,
-    )
-
-
-def _touch(one: _Work, document: Document) -> Touch:
-    return Touch(
-        id=one.item.id,
-        version=one.version,
-        content_hash=document.content_hash,
-        metadata_hash=document.metadata_hash,
-        metadata=document.metadata,
-        absent=document.absent,
-    )
-
-
-def _sample(item: Item, clock: _Clock, now_s: float) -> Sample:
-    change = item.change
-    return Sample(
-        id=item.id,
-        committed_at=change.committed_at_s,
-        total=now_s - change.committed_at_s,
-        capture=max(0.0, change.appended_at_s - change.committed_at_s),
-        transit=max(0.0, item.received_at_s - change.appended_at_s),
-        queue=max(0.0, clock.started_s - item.received_at_s),
-        embed=max(0.0, clock.embedded_s - clock.started_s),
-        upsert=max(0.0, now_s - clock.embedded_s),
-    )
 
 
 def _failing_once(error: RetryLater) -> Callable[[], Awaitable[None]]:
