@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 
 from tests.mirrored_table import MirroredTable
 from tests.workflows.backfills import Backfills, insert
+from tests.workflows.reconciles import eventually, started, subject
 from tests.workflows.retries import Retries
 from workflows.activities.retry_model import Selection
+from workflows.reconcile import ReconcileOrder
 from workflows.retry import Retry
 
 Recording = Callable[[MirroredTable], Awaitable[dict[str, str]]]
@@ -50,6 +52,26 @@ async def backfill_cancelled(table: MirroredTable) -> dict[str, str]:
     return {"backfill_cancelled": handle.id}
 
 
+async def reconcile_mended(table: MirroredTable) -> dict[str, str]:
+    """One is due, so a backfill goes first; then ranges beside the walk, throttled, paused and resumed."""
+    insert(table, 1, 1200)
+    table.wait_equal()
+    table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1")
+    order = ReconcileOrder(subject=subject(table, repair=True, rows_per_range=400), rate=400.0)
+    handle = await started(table, order)
+
+    async def checking() -> bool:
+        return bool((await handle.query("progress"))["phase"] == "checking")
+
+    await eventually(checking)
+    await handle.execute_update("pause")
+    table.redis.delete(*table.redis.scan_iter(match=f"lv:{table.name}:1:doc:*:1199:0", count=1000))
+    await handle.signal("resume")
+    await handle.execute_update("throttle", 0.0)
+    assert (await handle.result()).backfilled
+    return {"reconcile_mended": handle.id}
+
+
 async def retry_tried(table: MirroredTable) -> dict[str, str]:
     """One document is applied, one is refused and goes on to the next run, is tried for a person, is dropped."""
     table.execute("insert into $T values (1, 'row', 'of no number', 'x', 'NaN')")
@@ -73,4 +95,4 @@ async def retry_tried(table: MirroredTable) -> dict[str, str]:
     }
 
 
-RECORDINGS: tuple[Recording, ...] = (retry_tried, backfill_held, backfill_cancelled)
+RECORDINGS: tuple[Recording, ...] = (retry_tried, backfill_held, backfill_cancelled, reconcile_mended)
