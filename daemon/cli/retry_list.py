@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _LETTERS_MAX = 10_000
 _SHOWN_MAX = 50
+_TEMPORAL_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,12 @@ async def _state(config: "Config", pipeline: str) -> "tuple[RetryState | None, s
     from workflows.retry_client import RetryClient
 
     try:
-        return await RetryClient(await connect(config), config, pipeline).state(), ""
-    except WorkflowError as error:
-        return None, f"{error} This list is Kafka's alone: what was mended since is in it."
+        # A server that takes connections and says nothing is waited for by the SDK for half a minute.
+        async with asyncio.timeout(_TEMPORAL_S):
+            return await RetryClient(await connect(config), config, pipeline).state(), ""
+    except (WorkflowError, TimeoutError) as error:
+        why = str(error) or f"Temporal does not answer at {config.temporal.address}"
+        return None, f"{why}. This list is Kafka's alone: what was mended since is in it"
 
 
 def _held(held: "Held", letters: "dict[str, DeadLetter]", state: "RetryState") -> Listed:

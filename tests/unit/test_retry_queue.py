@@ -104,6 +104,16 @@ def test_a_row_that_must_change_is_only_looked_at_until_a_person_asks() -> None:
     assert [a.look for a in waiting.due(1000.0, 10) if a.letter.name == "a"] == [True]
 
 
+def test_a_given_up_document_that_a_person_asks_for_gets_all_its_attempts_again() -> None:
+    waiting = queue(letter("a", 0))
+    for _ in range(POLICY.attempts_max):
+        settle(waiting, "a", TryOutcome.REFUSED, 0.0)
+    waiting.request(Selection(key="a"), 5.0)
+    assert [(held.attempts, held.given_up) for held in waiting] == [(0, None)]
+    settle(waiting, "a", TryOutcome.REFUSED, 5.0)
+    assert [attempt.look for attempt in waiting.due(1000.0, 10)] == [False]
+
+
 def test_looks_do_not_count_as_attempts() -> None:
     waiting = queue(letter("a", 0, "oversized_text"))
     for _ in range(3 * POLICY.attempts_max):
