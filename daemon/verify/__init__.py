@@ -1,5 +1,8 @@
-"""Comparing a table with its index at rest, and making the index right.
+"""Comparing a table with its index, and making the index right.
 
 The one check that trusts none of livevec's own counts: it reads the table, the documents and the index itself.
-differences: what is told. stored: what Redis holds. checker: table against index. repair: a full backfill.
+What is told: differences. What is looked at: subject (rows), stored and keyspace (Redis). How: comparison (rows
+against documents), walk (Redis' keys against the table), looks (again, until it is sure). Put together: checker (all
+of it at once, for `livevec verify`), and workflows/activities/reconciling.py (in parts, for `livevec reconcile`).
+Mending: mend (single documents), repair (a full backfill).
 """
