@@ -24,13 +24,13 @@ from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 from workflows import search_attributes
 from workflows.activities.retry_common import complaint
-from workflows.activities.retry_model import Feed, Letter, RetryPolicy, RetryStart, RetryStatus
+from workflows.activities.retry_model import Feed, Letter, RetryPolicy, RetryStart, RetryStatus, within
 from workflows.retry import Retry
 
 log = structlog.get_logger(__name__)
 _LETTERS_PER_SIGNAL = 100
 _READ_AHEAD = 500
-_LOOK_INTERVAL_S = 15.0
+_LOOK_INTERVAL_S = 5.0
 _FULL_PAUSE_S = 5.0
 _AWAY_S = 1.0
 _CALL_TIMEOUT = timedelta(seconds=10)
@@ -143,8 +143,8 @@ class Feeder:
             await self._tell(topic, pipeline, room)
 
     async def _tell(self, topic: str, pipeline: Pipeline, count_max: int) -> None:
-        letters = list(self._waiting[topic])[:count_max]
-        if letters:
+        waiting = list(self._waiting[topic])
+        if letters := waiting[: len(within((_letter(one) for one in waiting), count_max))]:
             await self._patience.call("temporal", lambda: self._signal(pipeline, letters))
             self._told(topic, letters)
 

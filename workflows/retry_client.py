@@ -42,7 +42,7 @@ class RetryClient:
         return await self._query(Retry.held) or RetryState()
 
     async def try_now(self, selection: Selection) -> Round | None:
-        """Have these tried at once; None: nothing is held at all.
+        """Have these tried at once; None: all were meant, and nothing is held.
 
         Raises:
             WorkflowError: none of them is held.
@@ -90,9 +90,14 @@ class RetryClient:
         except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
             raise self._away(error) from error
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise self._away(error) from error
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise self._away(error) from error
+            if selection != Selection():
+                raise WorkflowError(
+                    f"no dead letter with {selection} is held; `livevec retry PIPELINE --list` also shows those that "
+                    "wait in Kafka"
+                ) from error
+            return None
 
     def _away(self, error: BaseException) -> WorkflowError:
         said = f" ({error.message})" if isinstance(error, RPCError) else ""

@@ -21,6 +21,7 @@ from workflows.activities.retry_model import (
     Selection,
     Tried,
     TryOutcome,
+    within,
 )
 
 LATER_S = 1.0
@@ -30,8 +31,6 @@ _ROUNDS_KEPT = 20
 _DOUBLINGS_MAX = 30
 _BYTES_MAX = 1_000_000
 """Of the state; Temporal refuses arguments of more than 2 MB."""
-_HELD_BYTES = 500
-"""What a document takes of it, beside its id."""
 
 
 class RetryQueue:
@@ -72,8 +71,9 @@ class RetryQueue:
     @property
     def room(self) -> int:
         """How many more documents can be held; the rest waits in Kafka."""
-        used = sum(_HELD_BYTES + 2 * len(name) for name in self._held)
-        return max(0, min(self.policy.documents_max - len(self._held), (_BYTES_MAX - used) // _HELD_BYTES))
+        if sum(held.letter.size_bytes for held in self) > _BYTES_MAX:
+            return 0
+        return max(0, self.policy.documents_max - len(self._held))
 
     def counted(self) -> tuple[Counter[str], Counter[str]]:
         """Documents by reason: those that wait, and those that are given up."""
@@ -131,7 +131,8 @@ class RetryQueue:
     def due(self, now_s: float, count_max: int) -> tuple[Attempt, ...]:
         """What is to be tried now, longest overdue first."""
         due = sorted((held for held in self if held.next_at_s <= now_s), key=lambda held: held.next_at_s)
-        return tuple(Attempt(held.letter, self._only_looked_at(held)) for held in due[:count_max])
+        called = within((held.letter for held in due), count_max)
+        return tuple(Attempt(held.letter, self._only_looked_at(held)) for held in due[: len(called)])
 
     def _only_looked_at(self, held: Held) -> bool:
         waits = held.given_up is not None or held.letter.reason in self.policy.wait_for_change

@@ -169,12 +169,16 @@ def test_the_result_of_an_older_letter_does_not_settle_a_newer_one() -> None:
     assert len(waiting) == 1
 
 
-def test_room_is_what_the_policy_leaves_and_long_keys_take_more_of_it() -> None:
+def test_room_is_what_the_policy_leaves_unless_long_keys_have_filled_it() -> None:
     assert queue(letter("a", 0), letter("b", 1)).room == POLICY.documents_max - 2
-    wide = RetryPolicy(10.0, 100.0, 4, 10_000.0, 100_000, ())
-    assert queue(policy=wide).room < 100_000
-    assert queue(letter("k" * 100_000, 0), policy=wide).room < queue(letter("k", 0), policy=wide).room
-    assert queue(letter("k" * 600_000, 0), policy=wide).room == 0
+    assert queue(letter("k" * 600_000, 0)).room == 0
+
+
+def test_a_call_holds_no_more_than_temporal_takes_and_always_one() -> None:
+    waiting = queue(*(letter(f"{n}" * 60_000, n) for n in range(4)))
+    assert [attempt.letter.name[0] for attempt in waiting.due(1000.0, 10)] == ["0"]
+    waiting = queue(*(letter(f"{n}", n) for n in range(4)))
+    assert [attempt.letter.name for attempt in waiting.due(1000.0, 3)] == ["0", "1", "2"]
 
 
 def test_dropped_documents_are_gone_and_counted() -> None:

@@ -144,7 +144,7 @@ async def test_what_a_newer_change_made_right_is_skipped(table: MirroredTable) -
 
 
 async def test_a_person_can_hasten_show_and_drop_them(table: MirroredTable) -> None:
-    with table.daemon(), table.worker():
+    with table.daemon(), table.worker() as worker:
         poison(table, 30, 31, 32)
         await (await Retries.of(table)).until_held("30", "31", "32")
         again = retry(table, "--key", "30", "--wait", status=1)
@@ -166,6 +166,10 @@ async def test_a_person_can_hasten_show_and_drop_them(table: MirroredTable) -> N
         assert "is held" in retry(table, "--error", "not_numeric", status=1)["error"]
         assert retry(table, "--drop", "30")["dropped"] == 1
         await (await Retries.of(table)).until_held("31", "32")
+        shown_as = (
+            f'livevec_dead_letters_held{{pipeline="{table.name}",reason="oversized_text",state="waiting"}}'
+        )
+        wait_until(lambda: worker.metrics().get(shown_as) == 2)
         assert retry(table, "--drop-all", "--error", "oversized_text")["dropped"] == 2
         assert retry(table, "--list")["dead_letters"] == []
 

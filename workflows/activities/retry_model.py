@@ -1,10 +1,15 @@
 """What the retry workflow holds, takes and gives: keys, positions, reasons and times, never the text of a row."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 
 from daemon.settings import RetryDeadLettersSettings
 from daemon.source.record import Coordinates
+
+_LETTER_BYTES = 500
+_CALL_BYTES_MAX = 200_000
 
 
 class TryOutcome(StrEnum):
@@ -72,6 +77,23 @@ class Letter:
     at_s: float
     place: Coordinates
     record: Coordinates | None
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes of what Temporal stores; keys may be long, and it refuses more than 2 MB at once."""
+        return _LETTER_BYTES + 2 * len(self.name.encode("utf-8", "replace"))
+
+
+def within(letters: Iterable[Letter], count_max: int) -> list[Letter]:
+    """Those of the first that fit into one call, at least one."""
+    taken: list[Letter] = []
+    size_bytes = 0
+    for letter in islice(letters, count_max):
+        size_bytes += letter.size_bytes
+        if taken and size_bytes > _CALL_BYTES_MAX:
+            break
+        taken.append(letter)
+    return taken
 
 
 @dataclass(frozen=True)
