@@ -141,8 +141,8 @@ class Backfill(Controlled):
         """Wait until every transaction that ran at the start has ended; shows which ones have not."""
         seen: tuple[str, ...] = ()
         while True:
-            await self.unpaused()
             self._tell(WAITING, _waiting(seen) if self._state.begun is not None else "")
+            await self.unpaused()
             look = BarrierLook(
                 pipeline=self._target.pipeline, version=plan.version, begun=self._state.begun, seen=seen
             )
@@ -158,8 +158,8 @@ class Backfill(Controlled):
 
     async def _copy(self, plan: Plan) -> None:
         while self._state.range <= len(plan.bounds):
-            await self.unpaused()
             self._tell(COPYING)
+            await self.unpaused()
             state = self._state
             until = plan.bounds[state.range] if state.range < len(plan.bounds) else None
             order = CopyOrder(
@@ -200,8 +200,8 @@ class Backfill(Controlled):
         swept: int | None = None
         note = state.note
         if self._target.full and not state.unreadable and not state.skipped:
-            await self.unpaused()
             self._tell(SWEEPING)
+            await self.unpaused()
             assert state.snapshot is not None
             closing = Closing(
                 pipeline=self._target.pipeline,

@@ -18,7 +18,7 @@ async def test_it_is_paused_and_resumed_and_refuses_what_makes_no_sense(empty: M
     empty.wait_equal()
     forget(empty)
     backfills = await Backfills.of(empty)
-    handle = await backfills.start(rate=50.0)
+    handle = await backfills.start(rate=20.0)
     await until_done(backfills, handle, 1)
     with pytest.raises(WorkflowUpdateFailedError) as refused:
         await handle.execute_update("resume")
@@ -41,6 +41,7 @@ async def test_it_is_paused_and_resumed_and_refuses_what_makes_no_sense(empty: M
 
     count = await rests()
     assert 0 < count < 400
+    assert f"{count} of about" in await backfills.details(handle)
     await handle.execute_update("throttle", 0.0)
     assert (await now(backfills, handle)).phase == "paused"
     assert await rests() == count
@@ -55,7 +56,7 @@ async def test_a_cancelled_one_keeps_what_it_has_done_and_says_where_to_go_on(em
     empty.wait_equal()
     forget(empty)
     backfills = await Backfills.of(empty)
-    handle = await backfills.start(rate=50.0)
+    handle = await backfills.start(rate=20.0)
     await until_done(backfills, handle, 1)
     await handle.cancel()
     with pytest.raises(WorkflowFailureError):
@@ -101,7 +102,7 @@ async def test_a_worker_that_is_told_to_stop_hands_over_at_once(mirrored: Mirror
     forget(mirrored)
     backfills = await Backfills.of(mirrored)
     with mirrored.worker() as worker:
-        handle = await backfills.start(rate=50.0)
+        handle = await backfills.start(rate=20.0)
         await until_done(backfills, handle, 1)
         assert worker.terminate() == 0
     with mirrored.worker() as worker:
