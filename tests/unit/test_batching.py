@@ -150,6 +150,34 @@ def test_the_cost_model_keeps_the_proportions_of_a_device_that_became_slower() -
     assert abs(model.token_s - 250e-6) < 25e-6
 
 
+def late_batch(fixed_s: float, token_s: float, tokens: int = 14) -> tuple[Deadline, int]:
+    """A policy that knows this cost, and the size of its batch when hundreds of changes are late."""
+    policy = Deadline(LIMITS, 0.1)
+    policy.cost = CostModel(fixed_s, token_s)
+    decision = policy.decide(10.0, waiting(500, tokens=tokens), [])
+    assert isinstance(decision, Close)
+    return policy, decision.count
+
+
+def test_a_late_batch_holds_no_more_than_a_short_request() -> None:
+    policy, count = late_batch(0.020, 1e-3)
+    assert 0.2 < policy.cost.predict_s(count * 14) < 0.26
+
+
+def test_a_late_batch_is_not_so_short_that_the_fixed_cost_is_most_of_it() -> None:
+    policy, count = late_batch(0.3, 1e-3)
+    assert 0.2 < policy.cost.fixed_s / policy.cost.predict_s(count * 14) < 0.27
+
+
+def test_a_late_batch_shows_what_a_token_costs_where_the_fixed_cost_seems_to_be_nothing() -> None:
+    _, count = late_batch(1e-6, 25e-6)
+    assert count == 64
+
+
+def test_a_late_batch_has_one_text_at_least() -> None:
+    assert late_batch(0.020, 1e-3, tokens=400)[1] == 1
+
+
 def test_deadline_is_overloaded_when_no_batch_is_in_time_for_a_second() -> None:
     policy = Deadline(LIMITS, 0.1)
     for now_s, overloaded in ((5.0, False), (5.9, False), (6.1, True)):
