@@ -102,7 +102,8 @@ class Retry(Controlled):
         facts: dict[str, object] = {}
         for kind, counts in (("waits", waiting), ("given_up", given_up)):
             for reason, count in counts.most_common(_REASONS_SHOWN):
-                facts[f"{kind}, {reason}"] = f"{count:,} ({queue.message(reason)})"
+                why = queue.message(reason)
+                facts[f"{kind}, {reason}"] = f"{count:,} ({why})" if why else f"{count:,}"
         for outcome in (TryOutcome.APPLIED, TryOutcome.SUPERSEDED, TryOutcome.DROPPED):
             facts[f"{outcome} so far"] = queue.totals[outcome]
         next_at_s = queue.next_at_s()
@@ -113,7 +114,7 @@ class Retry(Controlled):
         if len(queue) and not queue.room:
             notes.append(
                 "full: newer dead letters wait in Kafka until some of these are settled; correct their rows, "
-                "or `livevec retry PIPELINE --drop`"
+                "or give some up with `livevec retry PIPELINE --drop KEY`"
             )
         done = queue.taken - len(queue)
         self.show(Progress(phase=phase, done=done, total=queue.taken, note="; ".join(notes)), **facts)
