@@ -41,9 +41,10 @@ class Backfills:
         where: str | None = None,
         from_key: str | None = None,
         rate: float | None = None,
+        version: int | None = None,
         **order: Any,
     ) -> Handle:
-        target = Target(pipeline=self.table.name, where=where, from_key=from_key)
+        target = Target(pipeline=self.table.name, version=version, where=where, from_key=from_key)
         return await start(
             self.client,
             self.table.config,

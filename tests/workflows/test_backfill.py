@@ -8,7 +8,9 @@ import psycopg
 import pytest
 from temporalio.client import WorkflowFailureError
 
+from daemon.index.connection import connect
 from daemon.index.layout import Layout
+from daemon.index.versions import Versions
 from deploy.local.stack import Stack
 from tests.mirrored_table import MirroredTable, wait_until
 from tests.workflows.backfills import Backfills, check, editing, forget, insert
@@ -180,6 +182,27 @@ async def test_a_table_that_loses_a_column_meanwhile_fails_it_and_says_so(mirror
             await handle.result()
     assert "other columns" in reason(failed.value)
     assert f"livevec backfill {mirrored.name}" in reason(failed.value)
+
+
+async def test_filling_another_version_leaves_the_one_that_readers_see_and_its_reasons(
+    mirrored: MirroredTable,
+) -> None:
+    mirrored.connect()
+    insert(mirrored, 1, 100)
+    client = connect(mirrored.config.redis)
+    try:
+        with mirrored.daemon(), mirrored.worker():
+            mirrored.wait_equal()
+            versions = Versions(client, mirrored.name)
+            number = (await versions.register((await versions.known()).version())).number
+            mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", "redis_went_back", "1")
+            done = await (await Backfills.of(mirrored)).run(version=number)
+        assert (done.version, done.rows, done.reasons) == (number, 100, ())
+        assert done.swept is not None
+        assert mirrored.redis.hexists(f"lv:{mirrored.name}:reconcile", "redis_went_back")
+        assert len(list(mirrored.redis.scan_iter(f"lv:{mirrored.name}:{number}:doc:*"))) == 100
+    finally:
+        await client.aclose()
 
 
 async def test_composite_keys_of_any_characters(stack: Stack, tmp_path: Path) -> None:

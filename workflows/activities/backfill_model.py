@@ -36,7 +36,7 @@ class Plan(Contract):
         bounds: keys that cut the table into ranges; the last range has no end.
         first: key to begin with.
         total: rows, estimated.
-        reasons: why a reconcile was due at the start.
+        reasons: why a reconcile was due at the start, of the version that readers see.
         note: what a person should know.
     """
 
