@@ -140,8 +140,7 @@ class Reindex(ReindexControl):
             raise asyncio.CancelledError
         for _ in range(_ROUNDS_MAX):
             await self._join()
-            await self._watched(self._backfill())
-            self.reach(gate=await self._watched(self._measured(plan)))
+            self.reach(gate=await self._watched(self._filled(plan)))
             gap = await self._approved() or await self._swapped(plan)
             if not gap:
                 return True
@@ -170,6 +169,10 @@ class Reindex(ReindexControl):
                 if not missing:
                     self.reach(waiting_for=())
                     return
+
+    async def _filled(self, plan: Plan) -> Gate:
+        await self._backfill()
+        return await self._measured(plan)
 
     async def _backfill(self) -> None:
         await self.unpaused()
