@@ -231,7 +231,7 @@ class Deadline:
     A batch that has grown to the size at which the fixed cost of a request is a small share of it is closed at
     once, and one such batch is kept ready: that is what saturation needs. When the deadline cannot be met by a
     batch of some use, useful batches are taken, oldest first; if there is more than one of them waiting, or if no
-    batch was in time for a second, that is `overloaded`, until a second without a late batch.
+    batch was in time for a second, that is `overloaded`, until some seconds without a late batch.
     """
 
     _FIXED_SHARE = 0.08
@@ -242,7 +242,9 @@ class Deadline:
     """Where fewer would be in time, speed counts more."""
     _TEXTS_MIN = 64
     """What a token costs shows only in larger batches; while it is not known, small ones may seem as good."""
-    _CALM_S = 1.0
+    _LATE_S = 1.0
+    _CALM_S = 5.0
+    """Longer than it takes to become overloaded: what comes and goes is told once."""
 
     def __init__(self, limits: Limits, target_s: float) -> None:
         self._limits = limits
@@ -278,7 +280,7 @@ class Deadline:
             self._late_at_s = now_s
             if self._late_since_s is None:
                 self._late_since_s = now_s
-            elif now_s - self._late_since_s > self._CALM_S:
+            elif now_s - self._late_since_s > self._LATE_S:
                 self._overload(now_s)
         else:
             self._late_since_s = None

@@ -15,6 +15,10 @@ from daemon.pipeline import Processed, Projector
 from daemon.telemetry.metrics import Metrics
 
 
+class SoonCalm(Deadline):
+    _CALM_S = 0.2
+
+
 class InstantProjector:
     """Every item is done at once."""
 
@@ -40,7 +44,7 @@ async def test_overload_ends_by_itself_also_where_no_further_change_comes() -> N
     failures: list[BaseException] = []
     dispatcher = Dispatcher(
         cast(Projector, InstantProjector()),
-        Deadline(Limits(500, 16_384, 0.005), 0.1),
+        SoonCalm(Limits(500, 16_384, 0.005), 0.1),
         500,
         4,
         metrics.pipeline("p"),
