@@ -11,7 +11,6 @@ from daemon.verify.comparison import Look
 from daemon.verify.differences import Difference as D
 from daemon.verify.looks import LOOKS, LOOKS_MAX, Pace, SecondLooks
 
-
 AT_ONCE = Pace()
 
 
