@@ -10,9 +10,11 @@ from collections.abc import Awaitable, Callable
 from tests.mirrored_table import MirroredTable
 from tests.workflows.backfills import Backfills, insert
 from tests.workflows.reconciles import eventually, started, subject
+from tests.workflows.reindexes import Reindexes
 from tests.workflows.retries import Retries
 from workflows.activities.retry_model import Selection
 from workflows.reconcile import ReconcileOrder
+from workflows.reindex_model import APPROVAL, BACKFILLING, Approval, Rollback
 from workflows.retry import Retry
 
 Recording = Callable[[MirroredTable], Awaitable[dict[str, str]]]
@@ -95,4 +97,36 @@ async def retry_tried(table: MirroredTable) -> dict[str, str]:
     }
 
 
-RECORDINGS: tuple[Recording, ...] = (retry_tried, backfill_held, backfill_cancelled, reconcile_mended)
+async def reindexed(table: MirroredTable) -> dict[str, str]:
+    """One is held and rejected while it fills, one is approved and rolled back, one approves itself and is finished."""
+    insert(table, 1, 400)
+    table.wait_equal()
+    reindexes = await Reindexes.of(table)
+    rejected = await reindexes.start(m=17, rate=50.0)
+    await reindexes.reached(rejected, BACKFILLING)
+    await rejected.execute_update("pause")
+    await rejected.execute_update("throttle", 40.0)
+    await rejected.execute_update("resume")
+    await rejected.execute_update("reject")
+    await rejected.result()
+    rolled_back = await reindexes.start(m=18, auto=False)
+    await reindexes.reached(rolled_back, APPROVAL)
+    await rolled_back.execute_update("approve", Approval())
+    await rolled_back.execute_update("rollback", Rollback())
+    await rolled_back.result()
+    finished, _ = await reindexes.swapped(m=19)
+    await finished.execute_update("finish")
+    await finished.result()
+    return {
+        f"reindex_{name}": f"{handle.id}/{handle.first_execution_run_id}"
+        for name, handle in (("rejected", rejected), ("rolled_back", rolled_back), ("finished", finished))
+    }
+
+
+RECORDINGS: tuple[Recording, ...] = (
+    retry_tried,
+    backfill_held,
+    backfill_cancelled,
+    reconcile_mended,
+    reindexed,
+)

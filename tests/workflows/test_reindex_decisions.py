@@ -147,7 +147,7 @@ class ScriptedRegistry:
         if self.failure:
             raise application_error(ConfigError(self.failure))
         # Time is skipped between two attempts alone, not while an activity runs.
-        raise application_error(RetryLater("nothing to tell", 3600.0))
+        raise application_error(RetryLater("nothing to tell", DAY_S))
 
     @activity.defn(name="reindex_activate")
     async def activate(self, order: Activation) -> Activated:
@@ -300,7 +300,7 @@ async def test_a_version_that_waits_for_approval_and_is_given_up_fails_the_reind
     await skipped.start(auto=False)
     await skipped.reached(APPROVAL)
     skipped.registry.failure = "the model is gone"
-    await skipped.skip(3600.0)
+    await skipped.skip(DAY_S + 60)
     with pytest.raises(WorkflowFailureError) as failed:
         await skipped.result()
     assert reason(failed.value) == "the model is gone"
