@@ -254,6 +254,7 @@ class Deadline:
         self._rest_s = 0.003
         self._late_at_s = 0.0
         self._late_since_s: float | None = None
+        self._observed = 0
 
     def decide(self, now_s: float, waiting: Sequence[Waiting], running: Sequence[Running]) -> Decision:
         slack_s = waiting[0].deadline_s - now_s - self._rest_s
@@ -263,7 +264,11 @@ class Deadline:
         useful = self._useful(mean)
         if wanted > useful and slack_s < self.cost.predict_s(useful):
             self._overload(now_s)
-        tokens_max = useful if affordable < self._TEXTS_IN_TIME_MIN * mean else min(useful, affordable)
+        if affordable >= self._TEXTS_IN_TIME_MIN * mean:
+            tokens_max = min(useful, affordable)
+        else:
+            # Batches of one size would not show what a larger one costs: every other is twice as large.
+            tokens_max = useful * (1 + self._observed % 2)
         count = self._limits.fitting(waiting, self._limits.batch_max, tokens_max)
         if not running:
             return Close(count)
@@ -273,6 +278,7 @@ class Deadline:
 
     def observe(self, now_s: float, finished: Finished) -> None:
         if finished.texts:
+            self._observed += 1
             self.cost.observe(finished.tokens, finished.embed_s)
             rest_s = max(0.0, finished.total_s - finished.embed_s)
             self._rest_s += 0.1 * (min(rest_s, 0.05) - self._rest_s)

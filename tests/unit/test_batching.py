@@ -174,6 +174,14 @@ def test_a_late_batch_shows_what_a_token_costs_where_the_fixed_cost_seems_to_be_
     assert count == 64
 
 
+def test_every_other_late_batch_is_twice_as_large_so_that_sizes_differ() -> None:
+    policy, count = late_batch(0.020, 1e-3)
+    policy.observe(10.0, Finished(count, count * 14, policy.cost.predict_s(count * 14), 0.3, 9.0))
+    decision = policy.decide(10.0, waiting(500), [])
+    assert isinstance(decision, Close)
+    assert 1.9 * count < decision.count < 2.1 * count
+
+
 def test_a_late_batch_has_one_text_at_least() -> None:
     assert late_batch(0.020, 1e-3, tokens=400)[1] == 1
 
