@@ -47,6 +47,7 @@ from workflows.reindex_model import (
     TIMEOUT_LONG,
     Reindexed,
     ReindexOrder,
+    workflow_id,
 )
 from workflows.waits import ended, unbroken
 
@@ -176,7 +177,7 @@ class Reindex(ReindexControl):
 
     async def _backfill(self) -> None:
         await self.unpaused()
-        child = f"{workflow.info().workflow_id}-backfill"
+        child = f"{workflow_id(self._pipeline)}-backfill"
         self.tell(BACKFILLING, f"see `livevec workflows follow {child}`")
         order = BackfillOrder(target=Target(pipeline=self._pipeline, version=self.new_number), rate=self.rate)
         done: BackfillResult = await self._child(Backfill.run, order, child, "backfill of the new version")
@@ -188,7 +189,7 @@ class Reindex(ReindexControl):
 
     async def _measured(self, plan: Plan) -> Gate:
         await self.unpaused()
-        child = f"{workflow.info().workflow_id}-check"
+        child = f"{workflow_id(self._pipeline)}-check"
         self.tell(CHECKING, f"every row against its document; see `livevec workflows follow {child}`")
         subject = Subject(pipeline=self._pipeline, version=self.new_number)
         order = ReconcileOrder(subject=subject, rate=self.rate, told=False)
@@ -314,12 +315,12 @@ class Reindex(ReindexControl):
             if seen.gap:
                 return seen.gap
 
-    async def _child(self, run: Any, order: Any, workflow_id: str, summary: str) -> Any:
+    async def _child(self, run: Any, order: Any, child_id: str, summary: str) -> Any:
         """The result of a workflow that is paused, throttled and cancelled with this one."""
         child = await workflow.start_child_workflow(
             run,
             order,
-            id=workflow_id,
+            id=child_id,
             search_attributes=workflow.info().typed_search_attributes,
             static_summary=f"{summary}, {self._pipeline}:{self.new_number}",
         )
