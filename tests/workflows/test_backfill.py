@@ -1,5 +1,6 @@
 """A backfill makes the index equal to the table, whatever happened to either, and whatever happens meanwhile."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,29 @@ ROWS = 2_500
 def transaction(table: MirroredTable) -> Iterator[psycopg.Connection]:
     with psycopg.connect(table.addresses.postgres_dsn) as db:
         yield db
+
+
+@contextmanager
+def waiting_commit(table: MirroredTable, statement: str) -> Iterator[None]:
+    """A statement whose commit waits for a standby that never answers, until the end."""
+    names = "alter system set synchronous_standby_names = "
+    table.execute("set synchronous_commit = local")
+    table.execute(f"{names}'nobody'")
+    table.execute("select pg_reload_conf()")
+    wait_until(
+        lambda: table.db.execute("show synchronous_standby_names").fetchall() == [("nobody",)],
+        10,
+    )
+    with psycopg.connect(table.addresses.postgres_dsn, autocommit=True) as committing:
+        sql = statement.replace("$T", table.name)
+        thread = threading.Thread(target=lambda: committing.execute(sql))  # type: ignore[arg-type]
+        thread.start()
+        try:
+            yield
+        finally:
+            table.execute(f"{names}''")
+            table.execute("select pg_reload_conf()")
+            thread.join(20)
 
 
 def put_orphan(table: MirroredTable, identifier: str) -> str:
@@ -67,6 +91,27 @@ async def test_the_row_of_a_transaction_that_committed_after_its_chunk_was_read_
         assert empty.indexed()["299"] == ("title 299: about the number 299", "c5", "74.75")
         db.commit()
     wait_until(lambda: "299" not in empty.indexed())
+    assert empty.wait_equal()["300"][0] == "title 300: the newest"
+
+
+async def test_a_commit_that_waits_for_a_standby_is_overwritten_by_no_row_read_before_it_is_visible(
+    empty: MirroredTable,
+) -> None:
+    """The change is in the log, and applied from there, long before the row can be read."""
+    insert(empty, 1, 300)
+    empty.wait_equal()
+    backfills = await Backfills.of(empty)
+    handle = await backfills.start(rate=100.0)
+    await backfills.phase(handle, "copying")
+    with waiting_commit(empty, "update $T set body = 'the newest' where id in (1, 300)"):
+        wait_until(lambda: empty.indexed()["300"][0] == "title 300: the newest")
+        assert empty.expected()["300"][0] == "title 300: about the number 300"
+        await handle.execute_update("throttle", 0.0)
+        assert (await handle.result()).rows == 300
+        assert {empty.indexed()[key][0] for key in ("1", "300")} == {
+            "title 1: the newest",
+            "title 300: the newest",
+        }
     assert empty.wait_equal()["300"][0] == "title 300: the newest"
 
 
