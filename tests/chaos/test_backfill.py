@@ -1,12 +1,65 @@
-"""Everything that a backfill uses is killed once, while rows change: it goes on, and index and table are equal."""
+"""Everything that a backfill uses is killed once, while rows change: it goes on, and index and table are equal.
 
-from tests.mirrored_table import MirroredTable
+LIVEVEC_CHAOS_ROWS=50000 makes it a long one, at full speed.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from daemon.bench.percentiles import percentiles_ms
+from tests.mirrored_table import DaemonProcess, MirroredTable
 from tests.workflows.backfills import Backfills, check, editing, forget, insert, until_done
 
-ROWS = 900
-RATE = 50.0
-BETWEEN = 130
+ROWS_SHORT = 900
+ROWS = int(os.environ.get("LIVEVEC_CHAOS_ROWS", ROWS_SHORT))
+RATE = 50.0 if ROWS == ROWS_SHORT else None
+BETWEEN = ROWS // 7
 """Rows between two kills."""
+RECOVERY_S = 10.0
+"""Changes committed so long before or after a kill are not counted as live ones: they may have waited for it."""
+
+
+class Samples:
+    """The latencies that the daemons tell, over their lives, of changes committed from now on."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+        self.kills_s: list[float] = [time.time() - RECOVERY_S]
+        self._stop = threading.Event()
+
+    @contextmanager
+    def collected(self, daemon: Callable[[], DaemonProcess]) -> Iterator[None]:
+        thread = threading.Thread(target=self._collect, args=(daemon,))
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _collect(self, daemon: Callable[[], DaemonProcess]) -> None:
+        last, after = None, 0
+        while not self._stop.wait(0.5):
+            if daemon() is not last:
+                last, after = daemon(), 0
+            try:
+                answer = last.get(f"/samples.json?after={after}")
+            except OSError:
+                continue
+            after = answer["count"]
+            self.found += answer["samples"]
+
+    def outside_kills_s(self) -> list[float]:
+        return [
+            sample["total"]
+            for sample in self.found
+            if sample["committed_at"] > self.kills_s[0] + RECOVERY_S
+            and all(abs(sample["committed_at"] - kill_s) > RECOVERY_S for kill_s in self.kills_s)
+        ]
 
 
 async def test_it_outlives_all_that_it_uses(mirrored: MirroredTable) -> None:
@@ -14,14 +67,17 @@ async def test_it_outlives_all_that_it_uses(mirrored: MirroredTable) -> None:
     mirrored.connect()
     insert(mirrored, 1, ROWS)
     daemon = mirrored.start_daemon().wait_ready()
-    mirrored.wait_equal()
+    mirrored.wait_equal(90 + ROWS / 100)
     forget(mirrored)
     worker = mirrored.start_worker().wait_ready()
     backfills = await Backfills.of(mirrored)
-    with editing(mirrored, ROWS):
+    samples = Samples()
+    began_s = time.monotonic()
+    with editing(mirrored, ROWS, 0.02), samples.collected(lambda: daemon):
         handle = await backfills.start(rate=RATE)
         done = await until_done(backfills, handle, 1)
         for number, victim in enumerate(("redis", "triton", "worker", "daemon", "temporal"), 1):
+            samples.kills_s.append(time.time())
             if victim == "worker":
                 worker.kill()
                 worker = mirrored.start_worker().wait_ready()
@@ -32,6 +88,11 @@ async def test_it_outlives_all_that_it_uses(mirrored: MirroredTable) -> None:
                 stack.kill(victim)
             done = await until_done(backfills, handle, min(done + BETWEEN, number * BETWEEN))
         result = await handle.result()
+    live = percentiles_ms(samples.outside_kills_s())
+    print(
+        f"backfill of {result.rows:,} rows beside live changes, five parts killed: "
+        f"{time.monotonic() - began_s:.0f} s; live changes outside the kills, ms: {live}"
+    )
     assert result.swept is not None
     assert result.rows == sum(result.outcomes.values())
     mirrored.wait_equal()
