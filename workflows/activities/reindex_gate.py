@@ -117,10 +117,10 @@ class _Compared:
     async def behind(self, ids: Sequence[str]) -> set[str]:
         """Those of which the new version lacks the last change that the old one has from the log."""
         old, new = await self.old.lookup(ids), await self._new.lookup(ids)
-        return {one for one, before, after in zip(ids, old, new, strict=True) if _is_behind(before, after)}
+        return {one for one, before, after in zip(ids, old, new, strict=True) if is_behind(before, after)}
 
 
-def _is_behind(old: Stored | None, new: Stored | None) -> bool:
+def is_behind(old: Stored | None, new: Stored | None) -> bool:
     """Rows that each version's daemon has read by itself have snapshots of their own, which tell nothing here; a
     document that one version lacks is told by the comparison with the table.
     """
