@@ -41,6 +41,8 @@ class Dispatcher:
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.queue = ChangeQueue()
+        self.launched = 0
+        """Batches so far."""
         self._projector = projector
         self._policy = policy
         self._batch_max = batch_max
@@ -146,6 +148,7 @@ class Dispatcher:
 
     def _launch(self, items: Sequence[Item], now_s: float) -> None:
         self._metrics.batch.observe(len(items))
+        self.launched += 1
         task = asyncio.get_running_loop().create_task(self._run(items))
         self._running[task] = items
         self._embedding[task] = Running(now_s, sum(item.waiting.tokens for item in items))

@@ -120,7 +120,7 @@ async def opened(
             marker_ttl_s=config.redis.delete_marker_ttl_s,
             donor=donor(client, pipeline.name, registry, made, config.redis.pipeline_commands_max),
         )
-        lane = SlowLane(projector, builder, config.slow_lane, share or EmbedderShare(config.slow_lane))
+        lane = SlowLane(projector, builder, client, share or EmbedderShare(config.slow_lane))
         yield Projection(
             config=config,
             pipeline=settings,

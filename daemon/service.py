@@ -13,6 +13,7 @@ from daemon.embedding.embedders import Embedders
 from daemon.errors import RetryLater, StopPipeline, StopProcess
 from daemon.index import schema
 from daemon.index.connection import connect
+from daemon.index.live import tell_live_changes
 from daemon.index.positions import Positions
 from daemon.index.writer import load_functions
 from daemon.intake import Intake
@@ -33,6 +34,7 @@ _ANCHOR_INTERVAL_S = 3600.0
 _HOUSEKEEPING_INTERVAL_S = 5.0
 _SOURCE_WATCH_INTERVAL_S = 60.0
 _VERSIONS_INTERVAL_S = 1.0
+_LIVE_INTERVAL_S = 0.25
 log = structlog.get_logger(__name__)
 
 
@@ -46,6 +48,7 @@ class Service:
         self._patience = Patience(config.retry, self.health)
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
+        self._launched = 0
 
     async def run(self) -> None:
         """Start, mirror until SIGTERM or SIGINT, drain, stop.
@@ -136,6 +139,7 @@ class Service:
         async with self._background(
             self._every(self._config.kafka.commit_interval_ms / 1000, self._intake.commit),
             self._every(_VERSIONS_INTERVAL_S, lambda: self._mirrors.follow(self._intake.owned)),
+            self._every(_LIVE_INTERVAL_S, self._tell_live),
             self._every(_HOUSEKEEPING_INTERVAL_S, self._keep_house),
             self._every(_ANCHOR_INTERVAL_S, self._anchor),
             self._every(_SOURCE_WATCH_INTERVAL_S, self._watch_source, at_once=True),
@@ -171,6 +175,13 @@ class Service:
     def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback or a forgotten task failed: going on could leave its records out."""
         self._ended(context.get("exception") or StopProcess(str(context["message"])))
+
+    async def _tell_live(self) -> None:
+        """Let the slow lanes make room as long as batches are made."""
+        launched = sum(mirror.dispatcher.launched for mirror in self._mirrors.all())
+        if launched != self._launched:
+            self._launched = launched
+            await tell_live_changes(self._redis)
 
     async def _keep_house(self) -> None:
         """Recreate an index that vanished; show what only a look at Redis tells."""

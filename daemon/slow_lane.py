@@ -1,33 +1,78 @@
 """The slow lane: rows of backfills, reindexing and repairs on their way into the index, beside the live changes.
 
 Live and slow requests share one embedder, which answers in the order of arrival. So the lane keeps few and small
-requests there: a live batch waits for what is ahead of it, at most `requests_max` requests of `request_ms_max`
-each, and the lane, which is asked in turn, always gets its share. The size follows the learned cost of a request.
-While live changes load the machine a request costs more, and the lane's requests become smaller by themselves.
+requests there: a live batch waits for what is ahead of it, and the lane, which is asked in turn, always gets its
+share. While a daemon says that live changes are about, there is one request at a time, and a shorter one.
 """
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
 
-from daemon.core.batching import CostModel
 from daemon.core.change import Outcome
 from daemon.core.document import DocumentBuilder
 from daemon.core.queue import tokens_estimate
+from daemon.errors import RetryLater
+from daemon.index.connection import Client
+from daemon.index.live import live_changes_are_about
 from daemon.pipeline import Projector, SourceRow
 from daemon.settings import SlowLaneSettings
 
 _ROWS_MIN = 4
 """A part is never smaller, however slow the embedder is: the fixed cost of a request would be all of it."""
 _ROWS_MAX = 256
+_TOKENS_FIRST = 512
+_LOOK_S = 0.1
 
 
 class EmbedderShare:
     """What all slow lanes of one process may have at the embedder at once."""
 
     def __init__(self, settings: SlowLaneSettings) -> None:
-        self.requests = asyncio.Semaphore(settings.requests_max)
         self.parts = asyncio.Semaphore(settings.parts_in_flight_max)
+        self._settings = settings
+        self._live = False
+        self._looked_at_s = 0.0
+        self._running = 0
+        self._left = asyncio.Event()
+
+    @property
+    def request_s_max(self) -> float:
+        """How long a request may take now."""
+        settings = self._settings
+        return (settings.live_request_ms_max if self._live else settings.request_ms_max) / 1000
+
+    async def enter(self, client: Client) -> None:
+        """Wait for a place at the embedder."""
+        while self._running >= (1 if self._live else self._settings.requests_max):
+            self._left.clear()
+            await self._left.wait()
+        self._running += 1
+        now_s = time.monotonic()
+        if now_s - self._looked_at_s > _LOOK_S:
+            self._looked_at_s = now_s
+            try:
+                self._live = await live_changes_are_about(client)
+            except RetryLater:
+                self._live = True  # not known; the look-up that follows waits for Redis
+            except BaseException:
+                self.leave()
+                raise
+
+    def leave(self) -> None:
+        self._running -= 1
+        self._left.set()
+
+    @asynccontextmanager
+    async def place(self, client: Client) -> AsyncIterator[None]:
+        """A place at the embedder, for one request."""
+        await self.enter(client)
+        try:
+            yield
+        finally:
+            self.leave()
 
 
 class SlowLane:
@@ -36,20 +81,20 @@ class SlowLane:
     Args:
         projector: of the pipeline's index version.
         builder: of its documents.
-        settings: see `SlowLaneSettings`.
+        client: of Redis.
         share: of the process.
     """
 
     def __init__(
-        self, projector: Projector, builder: DocumentBuilder, settings: SlowLaneSettings, share: EmbedderShare
+        self, projector: Projector, builder: DocumentBuilder, client: Client, share: EmbedderShare
     ) -> None:
         self.rate_rows_s: float | None = None
         """Most rows a second; None: as many as there can be. May be set at any time."""
         self._projector = projector
         self._builder = builder
-        self._request_s_max = settings.request_ms_max / 1000
+        self._client = client
         self._share = share
-        self._cost = CostModel()
+        self._token_s = share.request_s_max / _TOKENS_FIRST
         self._next_at_s = 0.0
 
     async def project(self, rows: Sequence[SourceRow], rewrite: Collection[str] = ()) -> Counter[Outcome]:
@@ -65,7 +110,7 @@ class SlowLane:
             rest = rows
             while rest:
                 await self._share.parts.acquire()
-                # Sized now, not before: the cost of a request is what it was a moment ago.
+                # Sized now, not before: what a request may take is what it was a moment ago.
                 size = self._part_size(rest)
                 part, rest = rest[:size], rest[size:]
                 task = asyncio.ensure_future(self._one(part, rewrite))
@@ -86,22 +131,26 @@ class SlowLane:
 
     async def _one(self, rows: Sequence[SourceRow], rewrite: Collection[str]) -> Counter[Outcome]:
         await self._throttle(len(rows))
-        await self._share.requests.acquire()
+        await self._share.enter(self._client)
         held = True
 
-        def release() -> None:
+        def leave() -> None:
             nonlocal held
             if held:
                 held = False
-                self._share.requests.release()
+                self._share.leave()
 
         try:
-            projected = await self._projector.project(rows, rewrite, on_embedded=release)
+            projected = await self._projector.project(rows, rewrite, on_embedded=leave)
         finally:
-            release()
+            leave()
         finished = projected.finished
-        if finished.texts:
-            self._cost.observe(finished.tokens, finished.embed_s)
+        if finished.texts and finished.tokens:
+            # Requests are all about as large as the time allows: what one token of such costs, all in all, is
+            # enough to know, where a fixed cost and a slope could not be told apart.
+            self._token_s += 0.2 * (
+                min(finished.embed_s / finished.tokens, 3 * self._token_s) - self._token_s
+            )
         return projected.outcomes
 
     async def _throttle(self, rows: int) -> None:
@@ -118,7 +167,7 @@ class SlowLane:
         count_max = _ROWS_MAX
         if self.rate_rows_s is not None:
             count_max = max(1, min(count_max, int(self.rate_rows_s)))
-        tokens_max = (self._request_s_max - self._cost.fixed_s) / self._cost.token_s
+        tokens_max = self._share.request_s_max / self._token_s
         tokens = 0
         for count, size in enumerate(self._tokens(rows[:count_max])):
             tokens += size

@@ -21,7 +21,7 @@ from workflows.control import Controlled
 from workflows.progress import ENDED, Contract, Progress, left_s
 
 PLANNING, WAITING, COPYING, SWEEPING = "planning", "waiting", "copying", "sweeping"
-_ROWS_PER_READ_FIRST = 64
+_ROWS_PER_READ_FIRST = 256
 _TIMEOUT = timedelta(minutes=10)
 _TIMEOUT_SWEEP = timedelta(days=1)
 _BLOCKING_SHOWN = 5

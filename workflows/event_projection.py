@@ -86,7 +86,7 @@ async def opened(
             client=client,
             decoder=EventDecoder(config.topic(pipeline), builder.columns),
             writer=writer,
-            lane=SlowLane(projector, builder, config.slow_lane, share),
+            lane=SlowLane(projector, builder, client, share),
         )
     finally:
         if embedder is not None:

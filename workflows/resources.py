@@ -77,9 +77,7 @@ class Resources:
         """
         lanes = self._lanes.setdefault(id(projection.projector), {})
         if owner not in lanes:
-            lanes[owner] = SlowLane(
-                projection.projector, projection.builder, self.config.slow_lane, self.share
-            )
+            lanes[owner] = SlowLane(projection.projector, projection.builder, projection.client, self.share)
         return lanes[owner]
 
     @asynccontextmanager

@@ -40,8 +40,13 @@ class MixedReport:
 
 
 def speed(sightings: Sequence[Sighting]) -> float:
-    """Rows a second between the first sighting that shows rows and the last; 0 where there are not two of them."""
-    moving = [one for one in sightings if one.rows > 0]
+    """Rows a second from the first sighting that shows rows to the first that shows all; 0 where they are one.
+
+    What follows, the floor and the sweep, moves no rows.
+    """
+    last = max((one.rows for one in sightings), default=0)
+    ended_s = next((one.at_s for one in sightings if one.rows == last), 0.0)
+    moving = [one for one in sightings if one.rows > 0 and one.at_s <= ended_s]
     if len(moving) < 2 or moving[-1].at_s <= moving[0].at_s:
         return 0.0
     return (moving[-1].rows - moving[0].rows) / (moving[-1].at_s - moving[0].at_s)

@@ -64,9 +64,10 @@ def mixed(
                 beside = _Live(bench, livevec, live, rate)
                 seen = beside.run(lambda: _backfill(own, livevec, steps, "beside live changes"))
                 last = speed(_backfill(own, livevec, steps, "alone again"))
-        with steps.step("measure the embedder alone"):
-            bodies = [row.text for row in table]
-            alone = ceiling.texts_per_s(config.embedding, bodies[: rows // 5], bodies)
+                # While everything that a backfill needs is there, and idle.
+                with steps.step("measure the embedder alone"):
+                    bodies = [row.text for row in table]
+                    alone = ceiling.texts_per_s(config.embedding, bodies[: rows // 5], bodies)
     report = mixed_report(
         rows,
         tokens,

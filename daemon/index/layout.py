@@ -12,6 +12,7 @@
     lv:<pipeline>:partitions                              of an event topic: its ids must stay in theirs
     lv:source:<source>:identity                           which database its log was read from
     lv:source:<source>:anchors                            xids in 64 bits beside WAL positions
+    lv:live                                               there while live changes are about; expires
     lv:positions:<group>:{<tag>}                          how far the log is applied, per shard
 
 Bookkeeping is apart from the documents, because any change to an indexed hash inserts its vector anew. The
@@ -25,6 +26,7 @@ from functools import cached_property
 from zlib import crc32
 
 BUCKETS = 256
+LIVE_KEY = "lv:live"
 
 
 def document_id(key: tuple[str, ...]) -> str:

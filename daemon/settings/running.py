@@ -25,9 +25,15 @@ class BatchingSettings(Settings):
 
 class SlowLaneSettings(Settings):
     request_ms_max: PositiveFloat = Field(
-        20.0, description="Longest request to the embedder: what a live change may have to wait for one."
+        40.0, description="Longest request to the embedder while no live change is about."
     )
-    requests_max: PositiveInt = Field(2, description="Requests at the embedder at once, of one worker.")
+    requests_max: PositiveInt = Field(
+        2, description="Requests at the embedder at once, of one worker, while no live change is about."
+    )
+    live_request_ms_max: PositiveFloat = Field(
+        18.0,
+        description="Longest request while live changes are about, then one at a time: what one may wait for.",
+    )
     parts_in_flight_max: PositiveInt = Field(
         4, description="Requests and the writes that follow them, before the next rows are taken."
     )

@@ -23,10 +23,10 @@ from workflows.activities.interruption import Interruption
 from workflows.progress import Beat
 
 STEP_S = 1.0
-ROWS_MIN, ROWS_MAX = 16, 5_000
+ROWS_MIN, ROWS_MAX = 256, 5_000
 _TEXT_CHARS_MAX = 8_000_000
 """Text of one read: three reads are in memory at once."""
-_PROJECTING = 2
+_PROJECTING = 3
 """Steps at once: while the last requests of one are written, the first of the next are embedded."""
 _UNSETTLED_MAX = 32
 _UNREADABLE_MAX = 1_000

@@ -55,6 +55,7 @@ class Examiner:
         self.vectors = order.vectors
         self._repair = order.repair
         self._share = share
+        self._client = projection.client
         self._durability = durability
         self._mender = Mender(self.subject, lane)
         self._looks = SecondLooks(self.comparison, Pace(order.lag_s))
@@ -63,7 +64,7 @@ class Examiner:
         """Documents that differ at a first look."""
         if not self.vectors:
             return await self.comparison.suspects(wanted)
-        async with self._share.requests:
+        async with self._share.place(self._client):
             looks = await self.comparison.looks(wanted)
         return {one for one, look in looks.items() if look.differences}
 

@@ -91,7 +91,7 @@ class QualityCheck:
         parts = []
         for start in range(0, len(texts), _TEXTS_PER_REQUEST):
             part = texts[start : start + _TEXTS_PER_REQUEST]
-            async with self._resources.share.requests:
+            async with self._resources.share.place(self._projection.client):
                 parts.append(
                     await self._call("embedder", lambda part=part: embedder.embed(part, prompt="query"))  # type: ignore[misc]
                 )
