@@ -54,28 +54,31 @@ def parse(document: Mapping[str, Any], where: str = "configuration") -> Config:
         raise ConfigError("\n".join(_explain(problem, where) for problem in error.errors())) from None
 
 
+_LISTEN = {
+    "metrics_url": "127.0.0.1:9464",
+    "worker_metrics_url": "127.0.0.1:9465",
+    "worker_sdk_metrics_url": "127.0.0.1:9466",
+}
+
+
 def resolve_local(config: Config, home: Path | None = None) -> Config:
     """Replace every address given as "local" by that of the embedded stack in `home`.
 
     Raises:
-        ConfigError: an address is "local" and no embedded stack is up there.
+        ConfigError: the address of a server is "local" and no embedded stack is up there.
     """
-    found: dict[str, str] | None = None
+    file = (home or default_home()) / "addresses.json"
+    found: dict[str, str] = json.loads(file.read_text("utf-8")) if file.exists() else {}
 
     def address(value: str, key: str) -> str:
-        nonlocal found
         if value != LOCAL:
             return value
-        if found is None:
-            file = (home or default_home()) / "addresses.json"
-            try:
-                found = json.loads(file.read_text("utf-8"))
-            except FileNotFoundError:
-                raise ConfigError(
-                    f'an address is "local" but no embedded stack is up ({file} is missing); '
-                    "start it with `livevec up`, or set the address in daemon.toml"
-                ) from None
-        return str(found[key])
+        if not found:
+            raise ConfigError(
+                f'an address is "local" but no embedded stack is up ({file} is missing); '
+                "start it with `livevec up`, or set the address in daemon.toml"
+            )
+        return found[key]
 
     def source(item: PostgresSource | EventSource) -> PostgresSource | EventSource:
         if isinstance(item, PostgresSource):
@@ -83,6 +86,9 @@ def resolve_local(config: Config, home: Path | None = None) -> Config:
         return item
 
     def listen(value: str, key: str) -> str:
+        # Nobody needs an embedded stack to be listened to.
+        if value == LOCAL and not found:
+            return _LISTEN[key]
         return address(value, key).removeprefix("http://").removesuffix("/metrics")
 
     embedding, worker = config.embedding, config.temporal.worker

@@ -168,6 +168,12 @@ class Controlled:
             self.cancelled = True
         if not handle.done():
             handle.cancel()
+            try:
+                await workflow.wait_condition(handle.done)
+            except asyncio.CancelledError:
+                # This workflow, while the activity was already ending for a pause.
+                self.cancelled = True
+                await workflow.wait_condition(handle.done)
         try:
             return await handle
         except BaseException as error:

@@ -113,6 +113,7 @@ def test_a_column_that_the_table_lacks_is_refused_at_start(mirrored: MirroredTab
 def test_an_index_made_with_other_settings_is_kept_fresh_as_it_was_made_and_says_so(
     mirrored: MirroredTable,
 ) -> None:
+    mirrored.connect()
     with mirrored.daemon():
         pass
     mirrored.config_path.write_text(mirrored.config_path.read_text().replace("{title}: {body}", "{title}"))

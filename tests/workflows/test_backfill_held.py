@@ -119,14 +119,14 @@ async def test_a_worker_that_is_told_to_stop_hands_over_at_once(mirrored: Mirror
 
 
 async def test_a_long_one_is_continued_as_new_with_all_that_it_knew(empty: MirroredTable) -> None:
-    insert(empty, 1, 500)
+    insert(empty, 1, 400)
     empty.wait_equal()
     forget(empty)
     backfills = await Backfills.of(empty)
-    handle = await backfills.start(rate=200.0, slice_s=0.2, slices_per_run=2)
+    handle = await backfills.start(rate=50.0, slice_s=0.2, slices_per_run=2)
     done = await handle.result()
     runs = [one async for one in backfills.client.list_workflows(f"WorkflowId = '{handle.id}'")]
     latest = await backfills.client.get_workflow_handle(handle.id).describe()
     assert latest.run_id != handle.first_execution_run_id
-    assert (done.rows, done.outcomes, len(runs) > 1) == (500, {"embedded": 500}, True)
+    assert (done.rows, done.outcomes, len(runs) > 1) == (400, {"embedded": 400}, True)
     assert empty.indexed() == empty.expected()

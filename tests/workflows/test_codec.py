@@ -21,7 +21,7 @@ PLAIN = Payload(metadata={"encoding": b"json/plain"}, data=b'{"after":["424242"]
 
 async def test_a_payload_comes_back_and_is_not_readable_meanwhile() -> None:
     [stored] = await EncryptingCodec(NEW).encode([PLAIN])
-    assert b"424242" not in stored.SerializeToString()
+    assert b"142424" not in stored.SerializeToString()
     assert await EncryptingCodec(NEW).decode([stored]) == [PLAIN]
     [again] = await EncryptingCodec(NEW).encode([PLAIN])
     assert again.data != stored.data
@@ -63,15 +63,15 @@ async def test_the_server_holds_no_key_position_or_message_in_the_clear(mirrored
     mirrored.config_path.write_text(text)
     plain, mirrored.config = mirrored.config, load(mirrored.config_path)
     mirrored.connect()
-    insert(mirrored, 424_001, 424_200)
+    insert(mirrored, 142_424_001, 142_424_200)
     with mirrored.daemon(), mirrored.worker():
         mirrored.wait_equal()
         forget(mirrored)
         backfills = await Backfills.of(mirrored)
-        done = await backfills.run(where="id > 424100")
+        done = await backfills.run(where="id > 142424100")
         assert done.rows == 100
         name = f"backfill-{mirrored.name}"
-        assert "424" not in await stored(await connect(plain), name)
+        assert "142424" not in await stored(await connect(plain), name)
         with pytest.raises(WorkflowFailureError) as failed:
             await backfills.run(where="no_such_column = 1")
         assert "no_such_column" in reason(failed.value)
