@@ -31,7 +31,7 @@ class SlowLaneSettings(Settings):
         2, description="Requests at the embedder at once, of one worker, while no live change is about."
     )
     live_request_ms_max: PositiveFloat = Field(
-        18.0,
+        20.0,
         description="Longest request while live changes are about, then one at a time: what one may wait for.",
     )
     parts_in_flight_max: PositiveInt = Field(
