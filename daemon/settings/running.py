@@ -45,7 +45,10 @@ class RetrySettings(Settings):
 
 
 class TelemetrySettings(Settings):
-    address: str = Field(LOCAL, description="`host:port` of /metrics, /healthz, /readyz; `local`: the embedded stack's, else 127.0.0.1:9464.")
+    address: str = Field(
+        LOCAL,
+        description="`host:port` of /metrics, /healthz, /readyz; `local`: the embedded stack's, or 127.0.0.1:9464.",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="`auto`: console on a terminal."
     )

@@ -65,10 +65,12 @@ class WorkerSettings(Settings):
         16, description="Decisions of workflows that one worker makes at once."
     )
     metrics_address: str = Field(
-        LOCAL, description="`host:port` of the worker's own /metrics, /healthz, /readyz; `local`: else 127.0.0.1:9465."
+        LOCAL,
+        description="`host:port` of the worker's own /metrics, /healthz, /readyz; `local`: or 127.0.0.1:9465.",
     )
     sdk_metrics_address: str = Field(
-        LOCAL, description="`host:port` of the /metrics of Temporal's SDK in the worker; `local`: else 127.0.0.1:9466."
+        LOCAL,
+        description="`host:port` of the /metrics of Temporal's SDK in the worker; `local`: or 127.0.0.1:9466.",
     )
     deployment: str = Field(
         "livevec",
