@@ -53,6 +53,7 @@ class Dispatcher:
         self._running: dict[asyncio.Task[None], Sequence[Item]] = {}
         self._embedding: dict[asyncio.Task[None], Running] = {}
         self._waiting_for_rows = 0
+        self._moved_at_s = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._calm: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -69,12 +70,18 @@ class Dispatcher:
         for item in items:
             self.queue.put(item)
         if items:
-            self._idle.clear()
+            if self._idle.is_set():
+                self._idle.clear()
+                self._moved_at_s = time.monotonic()
             self._pump()
 
     async def drained(self) -> None:
         """Wait until nothing waits and nothing runs."""
         await self._idle.wait()
+
+    def stuck_s(self) -> float:
+        """How long there has been work of which none was finished."""
+        return 0.0 if self._idle.is_set() else time.monotonic() - self._moved_at_s
 
     def abandon(self) -> None:
         """Forget what waits and cancel what runs; its records were not acknowledged and will be read again."""
@@ -183,6 +190,8 @@ class Dispatcher:
         elif (error := task.exception()) is not None:
             self.fail(error)
             self._given_up(items)
+        else:
+            self._moved_at_s = time.monotonic()
         self._rest()
         self._pump()
         self._on_change()

@@ -94,6 +94,8 @@ class Mirror:
         self.pipeline = pipeline
         self.version = version
         self.active = active
+        self.stuck_alone_since_s: float | None = None
+        """When it was first seen to get nowhere while the version that readers see does; see `Mirrors`."""
         self.watch = watch
         self.writer = writer
         self.projector = projector

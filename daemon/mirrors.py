@@ -5,18 +5,20 @@ given another version, only the names in the metrics change.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Collection
 
 import structlog
 
 from daemon.embedding.embedder import EmbeddingSpace
-from daemon.errors import ConfigError, LivevecError, StopPipeline, StopProcess
+from daemon.errors import ConfigError, LivevecError, RetryLater, StopPipeline, StopProcess
 from daemon.index import schema
 from daemon.index.versions import FIRST_VERSION, IndexVersion, Versions, VersionTable, wanted
 from daemon.mirror import Mirror, Parts, assemble, check_columns
 from daemon.settings import Pipeline, PostgresSource
 from daemon.source.kafka import Partition
 
+_STUCK_S = 5.0
 log = structlog.get_logger(__name__)
 
 
@@ -72,6 +74,7 @@ class Mirrors:
         async with self._turn:
             for pipeline in self._parts.config.pipelines:
                 registry = self._registries[pipeline.name]
+                self._give_up_stuck(pipeline)
                 while self._given_up:
                     mirror, error = self._given_up.pop()
                     await self._registries[mirror.pipeline.name].fail(mirror.version.number, str(error))
@@ -145,13 +148,17 @@ class Mirrors:
 
     async def _try_to_add(self, pipeline: Pipeline, version: IndexVersion, active: bool) -> None:
         """A version that cannot be written is given up, and told so; those that readers see go on."""
+        limit_s = None if active else self._parts.config.retry.stuck_version_s_max
         try:
-            await self._add(pipeline, version, active)
+            async with asyncio.timeout(limit_s):
+                await self._add(pipeline, version, active)
+            return
         except (ConfigError, StopPipeline, StopProcess) as error:
-            log.error(
-                "index_version_refused", pipeline=pipeline.name, version=version.number, error=str(error)
-            )
-            await self._registries[pipeline.name].fail(version.number, str(error))
+            why = str(error)
+        except TimeoutError:
+            why = f"{version.model!r} did not answer for {limit_s:g} s; mend that, then reindex again"
+        log.error("index_version_refused", pipeline=pipeline.name, version=version.number, error=why)
+        await self._registries[pipeline.name].fail(version.number, why)
 
     async def _add(self, pipeline: Pipeline, version: IndexVersion, active: bool) -> None:
         found: list[Mirror] = []
@@ -161,11 +168,7 @@ class Mirrors:
             if mirror.active or not isinstance(error, LivevecError):
                 self._on_failure(error)
             else:
-                log.error(
-                    "index_version_given_up", pipeline=pipeline.name, version=version.number, error=str(error)
-                )
-                self._given_up.append((mirror, error))
-                self._let_go(mirror)
+                self._give_up(mirror, error)
 
         mirror = await assemble(
             version.pipeline(pipeline), version, active, self._parts, self._on_change, failed
@@ -173,6 +176,37 @@ class Mirrors:
         found.append(mirror)
         self.by_topic.setdefault(self._parts.config.topic(pipeline), []).append(mirror)
         log.info("writing_index_version", pipeline=pipeline.name, version=version.number)
+
+    def _give_up_stuck(self, pipeline: Pipeline) -> None:
+        """A version that readers do not see may wait for its own model only so long: it holds up every offset."""
+        limit_s = self._parts.config.retry.stuck_version_s_max
+        mirrors = self._of(pipeline)
+        # Where all wait, they wait for what they share.
+        shared = any(mirror.active and mirror.dispatcher.stuck_s() > _STUCK_S for mirror in mirrors)
+        now_s = time.monotonic()
+        for mirror in mirrors:
+            if mirror.active or shared or mirror.dispatcher.stuck_s() <= _STUCK_S:
+                mirror.stuck_alone_since_s = None
+            elif mirror.stuck_alone_since_s is None:
+                mirror.stuck_alone_since_s = now_s
+            elif now_s - mirror.stuck_alone_since_s > limit_s:
+                self._give_up(
+                    mirror,
+                    RetryLater(
+                        f"no change reached index version {mirror.version.number} for {limit_s:g} s while the one that "
+                        f"readers see goes on: does {mirror.version.model!r} answer? Then reindex again"
+                    ),
+                )
+
+    def _give_up(self, mirror: Mirror, error: LivevecError) -> None:
+        log.error(
+            "index_version_given_up",
+            pipeline=mirror.pipeline.name,
+            version=mirror.version.number,
+            error=str(error),
+        )
+        self._given_up.append((mirror, error))
+        self._let_go(mirror)
 
     async def _remove(self, mirror: Mirror) -> None:
         self._let_go(mirror)

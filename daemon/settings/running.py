@@ -42,6 +42,11 @@ class SlowLaneSettings(Settings):
 class RetrySettings(Settings):
     backoff_ms_min: PositiveInt = Field(50, description="First wait after a part failed.")
     backoff_ms_max: PositiveInt = Field(5_000, description="Longest wait between two tries.")
+    stuck_version_s_max: PositiveFloat = Field(
+        300.0,
+        description="An index version that readers do not see, and that alone gets nowhere (its model is away), is "
+        "given up then: it holds up the offsets of all.",
+    )
 
 
 class TelemetrySettings(Settings):

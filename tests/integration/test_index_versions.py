@@ -1,16 +1,23 @@
 """The daemon follows the registry of index versions while it runs."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tritonclient.grpc as grpc
 
+from daemon.embedding.triton import TritonEmbedder
 from daemon.index import schema
 from daemon.index.connection import Client, connect
 from daemon.index.versions import Versions
 from daemon.mirror import document_builder
+from deploy.local import artifacts
+from deploy.local.progress import silent
 from tests.mirrored_table import DaemonProcess, MirroredTable, wait_until
+from tests.workflows.reindexes import tiny_model
 
 
 @dataclass
@@ -36,13 +43,33 @@ class Running:
 
 @pytest.fixture
 async def running(mirrored: MirroredTable) -> AsyncIterator[Running]:
-    mirrored.connect()
-    with mirrored.daemon() as daemon:
-        client = connect(mirrored.config.redis)
+    async with following(mirrored) as running:
+        yield running
+
+
+@asynccontextmanager
+async def following(table: MirroredTable) -> AsyncIterator[Running]:
+    table.connect()
+    with table.daemon() as daemon:
+        client = connect(table.config.redis)
         try:
-            yield Running(mirrored, daemon, Versions(client, mirrored.name), client)
+            yield Running(table, daemon, Versions(client, table.name), client)
         finally:
             await client.aclose()
+
+
+@contextmanager
+def unloadable(table: MirroredTable, model: str) -> Iterator[None]:
+    """The model is in Triton's repository, and cannot be loaded."""
+    folder = artifacts.ensure(artifacts.default_cache(), silent, kafka=False).models / model
+    (folder / "1").rename(folder / "away")
+    try:
+        with grpc.InferenceServerClient(table.addresses.triton_grpc) as client:
+            client.unload_model(model)
+            wait_until(lambda: not client.is_model_ready(model))
+        yield
+    finally:
+        (folder / "away").rename(folder / "1")
 
 
 async def test_a_registered_version_gets_every_change_beside_the_active_one(running: Running) -> None:
@@ -95,6 +122,40 @@ async def test_a_version_that_cannot_be_written_is_given_up_and_the_active_one_g
     assert "no_such_model" in table.failed[number]
     running.table.execute("insert into $T (id, title, body) values (1, 'goes', 'on')")
     running.table.wait_equal()
+
+
+async def test_a_version_whose_model_is_away_holds_up_the_offsets_of_all_for_a_while_only(
+    mirrored: MirroredTable, tmp_path: Path
+) -> None:
+    with mirrored.config_path.open("a") as config:
+        config.write("\n[retry]\nstuck_version_s_max = 1.0\n")
+
+    def given_up(number: int) -> bool:
+        return bool(mirrored.redis.hexists(f"lv:{mirrored.name}:versions", f"failed:{number}"))
+
+    async with following(mirrored) as running:
+        with tiny_model(mirrored, tmp_path) as model:
+            embedder = TritonEmbedder(mirrored.addresses.triton_grpc, model, dimension=None)
+            space = await embedder.start()
+            await embedder.close()
+            made = {"model": model, "dimension": space.dimension, "fingerprint": space.fingerprint}
+            number = await running.register(**made)
+            await _joined(running, number)
+            mirrored.execute("insert into $T (id, title, body) values (1, 'reaches', 'both')")
+            wait_until(lambda: "1" in running.documents(number))
+            with unloadable(mirrored, model):
+                mirrored.execute("insert into $T (id, title, body) values (2, 'goes', 'on')")
+                mirrored.wait_equal()
+                assert not given_up(number)
+                wait_until(lambda: given_up(number))
+                wait_until(lambda: mirrored.committed() == mirrored.end_offsets())
+                another = await running.register(**made)
+                wait_until(lambda: given_up(another))
+            table = await running.versions.known()
+            assert model in table.failed[number]
+            assert model in table.failed[another]
+            mirrored.execute("insert into $T (id, title, body) values (3, 'and', 'on')")
+            mirrored.wait_equal()
 
 
 async def test_a_version_whose_column_the_table_lost_is_given_up_and_the_active_one_goes_on(
