@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError, is_cancelled_exception
 from workflows.failures import RETRY
 from workflows.progress import Progress, markdown
 from workflows.search_attributes import PERCENT, PHASE
+from workflows.waits import ended
 
 T = TypeVar("T")
 HEARTBEAT_TIMEOUT = timedelta(seconds=10)
@@ -180,3 +181,29 @@ class Controlled:
             if is_cancelled_exception(error):
                 return None
             raise
+
+    async def child(self, run: Any, order: Any, child_id: str, summary: str) -> Any:
+        """The result of a workflow that is paused, throttled and cancelled with this one."""
+        child = await workflow.start_child_workflow(
+            run,
+            order,
+            id=child_id,
+            search_attributes=workflow.info().typed_search_attributes,
+            static_summary=summary,
+        )
+        told = (False, self.rate)
+        try:
+            while not child.done():
+                await workflow.wait_condition(
+                    lambda: child.done() or (self.is_paused, self.rate) != told  # noqa: B023 - as it is then
+                )
+                paused, rate = self.is_paused, self.rate
+                if not child.done() and paused != told[0]:
+                    await child.signal("pause" if paused else "resume")
+                if not child.done() and rate != told[1]:
+                    await child.signal("throttle", rate or 0.0)
+                told = (paused, rate)
+        finally:
+            if not child.done():
+                await ended(child)
+        return await child

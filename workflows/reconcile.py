@@ -25,7 +25,7 @@ from workflows.activities.reconcile_model import (
     Subject,
     Tally,
 )
-from workflows.backfill import Backfill, BackfillOrder
+from workflows.backfill import Backfill, BackfillOrder, BackfillResult
 from workflows.control import Controlled
 from workflows.progress import Contract, Progress, left_s
 
@@ -127,12 +127,11 @@ class Reconcile(Controlled):
         await self.unpaused()
         self._tell(BACKFILLING, f"because of {', '.join(plan.reasons)}")
         target = Target(pipeline=self._subject.pipeline, version=plan.version)
-        done = await workflow.execute_child_workflow(
+        done: BackfillResult = await self.child(
             Backfill.run,
             BackfillOrder(target=target, rate=self.rate),
-            id=f"backfill-{target.pipeline}-for-reconcile-{workflow.uuid4().hex[:8]}",
-            search_attributes=workflow.info().typed_search_attributes,
-            static_summary=f"backfill of {target.pipeline}, because of {', '.join(plan.reasons)}",
+            f"backfill-{target.pipeline}-for-reconcile-{workflow.uuid4().hex[:8]}",
+            f"backfill of {target.pipeline}, because of {', '.join(plan.reasons)}",
         )
         return done.swept is not None
 

@@ -180,7 +180,8 @@ class Reindex(ReindexControl):
         child = f"{workflow_id(self._pipeline)}-backfill"
         self.tell(BACKFILLING, f"see `livevec workflows follow {child}`")
         order = BackfillOrder(target=Target(pipeline=self._pipeline, version=self.new_number), rate=self.rate)
-        done: BackfillResult = await self._child(Backfill.run, order, child, "backfill of the new version")
+        summary = f"backfill of the new version, {self._pipeline}:{self.new_number}"
+        done: BackfillResult = await self.child(Backfill.run, order, child, summary)
         self._backfilled = done
         if done.swept is None:
             raise ApplicationError(
@@ -193,7 +194,8 @@ class Reindex(ReindexControl):
         self.tell(CHECKING, f"every row against its document; see `livevec workflows follow {child}`")
         subject = Subject(pipeline=self._pipeline, version=self.new_number)
         order = ReconcileOrder(subject=subject, rate=self.rate, told=False)
-        checked: Reconciled = await self._child(Reconcile.run, order, child, "check of the new version")
+        summary = f"check of the new version, {self._pipeline}:{self.new_number}"
+        checked: Reconciled = await self.child(Reconcile.run, order, child, summary)
         pair = Pair(pipeline=self._pipeline, old=plan.old.number, new=self.new_number)
         self.tell(CHECKING, "each document's last change in both versions")
         behind = await self.step(ReindexGateActivities.behind, pair, TIMEOUT_LONG, "versions of documents")
@@ -314,32 +316,6 @@ class Reindex(ReindexControl):
             )
             if seen.gap:
                 return seen.gap
-
-    async def _child(self, run: Any, order: Any, child_id: str, summary: str) -> Any:
-        """The result of a workflow that is paused, throttled and cancelled with this one."""
-        child = await workflow.start_child_workflow(
-            run,
-            order,
-            id=child_id,
-            search_attributes=workflow.info().typed_search_attributes,
-            static_summary=f"{summary}, {self._pipeline}:{self.new_number}",
-        )
-        told = (False, self.rate)
-        try:
-            while not child.done():
-                await workflow.wait_condition(
-                    lambda: child.done() or (self.is_paused, self.rate) != told  # noqa: B023 - as it is then
-                )
-                paused, rate = self.is_paused, self.rate
-                if not child.done() and paused != told[0]:
-                    await child.signal("pause" if paused else "resume")
-                if not child.done() and rate != told[1]:
-                    await child.signal("throttle", rate or 0.0)
-                told = (paused, rate)
-        finally:
-            if not child.done():
-                await ended(child)
-        return await child
 
 
 def _waiting(partitions: tuple[str, ...], what: str) -> str:

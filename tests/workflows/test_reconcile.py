@@ -323,6 +323,33 @@ async def test_a_paused_reconcile_goes_on_with_all_that_is_left(table: MirroredT
     assert table.redis.exists(key_of(table, "1050"))
 
 
+async def test_the_backfill_of_a_paused_reconcile_is_paused_and_throttled_with_it(
+    table: MirroredTable,
+) -> None:
+    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1")
+    handle = await started(table, ReconcileOrder(subject=subject(table, repair=True), rate=50.0))
+    client = await connect(table.config)
+
+    async def child_phase() -> str:
+        children = (await handle.describe()).raw_description.pending_children
+        if not children:
+            return ""
+        child = client.get_workflow_handle(children[0].workflow_id)
+        shown = await progress_now(child, await child.describe())
+        return shown.phase if shown else ""
+
+    async def is_in(phase: str) -> bool:
+        return await child_phase() == phase
+
+    await eventually(lambda: is_in("copying"))
+    await handle.execute_update(Reconcile.pause)
+    await eventually(lambda: is_in("paused"))
+    await handle.execute_update(Reconcile.throttle, 0.0)
+    await handle.execute_update(Reconcile.resume)
+    told = await handle.result()
+    assert (told.backfilled, told.ok) == (True, True)
+
+
 async def test_composite_keys_of_any_characters_are_checked_in_ranges_and_mended(
     stack: Stack, tmp_path: Path
 ) -> None:
