@@ -26,8 +26,13 @@ class Setting:
         """The user's servers and tuning, with a source and pipelines of its own, each on a table of its name.
 
         Raises:
-            ConfigError: the configuration names no PostgreSQL source.
+            ConfigError: the configuration names no PostgreSQL source, or an embedder that may charge for each text.
         """
+        if config.embedding.provider != "triton":
+            raise ConfigError(
+                "a measurement embeds tens of thousands of texts, which may be charged for, and compares with "
+                'Triton alone: set provider = "triton" for it'
+            )
         known = [source for source in config.sources if isinstance(source, PostgresSource)]
         if not known:
             raise ConfigError("a measurement needs PostgreSQL: define a source with its dsn in daemon.toml")

@@ -14,7 +14,9 @@ from daemon.bench.load import LoadRow, Table, rows_of
 from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.bench.report import latency_report
 from daemon.bench.toml import to_toml
+from daemon.cli.bench_setting import Setting
 from daemon.config import parse
+from daemon.errors import ConfigError
 from daemon.settings import Config
 
 SENTENCES = ["a small domesticated feline that purrs", "turns light into energy", "played with a bow"]
@@ -120,3 +122,14 @@ def test_settings_survive_the_way_through_a_file() -> None:
     )
     assert parse(tomllib.loads(to_toml(config))) == config
     assert parse(tomllib.loads(to_toml(Config()))) == Config()
+
+
+def test_an_embedder_that_may_charge_is_not_measured() -> None:
+    config = parse(
+        {
+            "embedding": {"provider": "openai", "url": "http://127.0.0.1:1/v1", "model": "m", "dimension": 8},
+            "sources": [{"name": "a", "kind": "postgres", "dsn": "postgresql://h/d"}],
+        }
+    )
+    with pytest.raises(ConfigError, match="charge"):
+        Setting.of(config, ["p"])
