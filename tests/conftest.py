@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: one embedded stack for the session, started by the first test that asks for it."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,12 @@ import pytest
 from deploy.local.stack import Stack
 from tests.mirrored_table import MirroredTable
 from tests.stack_fixture import running_stack, throwaway_home
+
+
+def pytest_configure() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and every process of a test would inherit it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -141,8 +141,10 @@ class KafkaReader:
                 self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
             while not self._stopping.is_set():
+                has_room = self._room.acquire(timeout=_POLL_S)
+                # A pause that what was handed over led to is asked for before its room is free: obey it first.
                 self._make_calls()
-                if self._room.acquire(timeout=_POLL_S) and not self._read():
+                if has_room and not self._read():
                     self._room.release()
             self._consumer.close()
         except BaseException as error:  # noqa: BLE001 - handed to the listener, which ends the process
