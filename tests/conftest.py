@@ -12,7 +12,7 @@ from tests.stack_fixture import running_stack, throwaway_home
 
 
 def pytest_configure() -> None:
-    """A shell starts what it runs in the background with SIGINT ignored, and every process of a test would inherit it."""
+    """A shell starts what runs in the background with SIGINT ignored, which all processes of a test would inherit."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
