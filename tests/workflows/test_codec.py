@@ -21,7 +21,7 @@ PLAIN = Payload(metadata={"encoding": b"json/plain"}, data=b'{"after":["424242"]
 
 async def test_a_payload_comes_back_and_is_not_readable_meanwhile() -> None:
     [stored] = await EncryptingCodec(NEW).encode([PLAIN])
-    assert b"142424" not in stored.SerializeToString()
+    assert b"424242" not in stored.SerializeToString()
     assert await EncryptingCodec(NEW).decode([stored]) == [PLAIN]
     [again] = await EncryptingCodec(NEW).encode([PLAIN])
     assert again.data != stored.data
