@@ -13,6 +13,7 @@ from itertools import islice, takewhile
 from typing import Any
 
 from daemon.bench.percentiles import percentiles_ms
+from tests.chaos.processes import VICTIMS, Processes
 from tests.mirrored_table import DaemonProcess, MirroredTable
 from tests.workflows.backfills import Backfills, check, editing, forget, insert, until_done
 
@@ -80,29 +81,20 @@ class Samples:
 
 
 async def test_it_outlives_all_that_it_uses(mirrored: MirroredTable) -> None:
-    stack = mirrored.stack
     mirrored.connect()
     insert(mirrored, 1, ROWS)
-    daemon = mirrored.start_daemon().wait_ready()
+    processes = Processes(mirrored)
     mirrored.wait_equal(90 + ROWS / 100)
     forget(mirrored)
-    worker = mirrored.start_worker().wait_ready()
     backfills = await Backfills.of(mirrored)
     samples = Samples()
     began_s = time.monotonic()
-    with editing(mirrored, ROWS, 0.02), samples.collected(lambda: daemon):
+    with editing(mirrored, ROWS, 0.02), samples.collected(lambda: processes.daemon):
         handle = await backfills.start(rate=RATE)
         done = await until_done(backfills, handle, 1)
-        for number, victim in enumerate(("redis", "triton", "worker", "daemon", "temporal"), 1):
+        for number, victim in enumerate(VICTIMS, 1):
             samples.kills_s[victim] = time.time()
-            if victim == "worker":
-                worker.kill()
-                worker = mirrored.start_worker().wait_ready()
-            elif victim == "daemon":
-                daemon.kill()
-                daemon = mirrored.start_daemon().wait_ready()
-            else:
-                stack.kill(victim)
+            processes.kill(victim)
             done = await until_done(backfills, handle, min(done + BETWEEN, number * BETWEEN))
         result = await handle.result()
     live = percentiles_ms(samples.outside_kills_s())

@@ -4,6 +4,7 @@ import time
 
 import redis.exceptions as redis_errors
 
+from tests.chaos.processes import VICTIMS, Processes
 from tests.mirrored_table import MirroredTable, wait_until
 from tests.workflows.backfills import editing, insert
 from tests.workflows.reindexes import Reindexes
@@ -16,11 +17,9 @@ BETWEEN = 55
 
 
 async def test_what_it_gives_to_readers_is_whole_whatever_was_killed(mirrored: MirroredTable) -> None:
-    stack = mirrored.stack
     mirrored.connect()
     insert(mirrored, 1, ROWS)
-    daemon = mirrored.start_daemon().wait_ready()
-    worker = mirrored.start_worker().wait_ready()
+    processes = Processes(mirrored)
     mirrored.wait_equal()
     reindexes = await Reindexes.of(mirrored)
     old = (await reindexes.versions()).active
@@ -36,17 +35,10 @@ async def test_what_it_gives_to_readers_is_whole_whatever_was_killed(mirrored: M
     with editing(mirrored, EDITED, 0.02):
         # Another text: every document is embedded again.
         handle = await reindexes.start(rate=50.0, text="{title} - {body}")
-        for number, victim in enumerate(("redis", "triton", "worker", "daemon", "temporal"), 1):
+        for number, victim in enumerate(VICTIMS, 1):
             wait_until(lambda least=120 + number * BETWEEN: filled(least))
             assert (await reindexes.versions()).active == old
-            if victim == "worker":
-                worker.kill()
-                worker = mirrored.start_worker().wait_ready()
-            elif victim == "daemon":
-                daemon.kill()
-                daemon = mirrored.start_daemon().wait_ready()
-            else:
-                stack.kill(victim)
+            processes.kill(victim)
         await handle.execute_update("throttle", 0.0)
         reached = await reindexes.reached(handle, GRACE)
     print(
