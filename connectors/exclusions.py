@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from connectors import slot
-from connectors.catalog import key_columns, needed_columns, read_table
 from daemon.settings import Pipeline, PostgresSource
+from daemon.source.postgres.catalog import key_columns, needed_columns, read_table
 
 
 def exclusions(source: PostgresSource, pipelines: Sequence[Pipeline]) -> tuple[str, ...]:

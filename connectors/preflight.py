@@ -12,9 +12,8 @@ from psycopg import sql
 
 from connectors import slot
 from connectors.definition import connector_user
-from connectors.finding import Finding, failed, passed
 from connectors.prepare import prepare
-from connectors.rules import check_definition
+from connectors.rules import Finding, check_definition, failed, passed
 from connectors.tables import check_table
 from connectors.topics import check_topics
 from daemon.errors import ConnectorError

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from psycopg import sql
 
-from connectors.catalog import Connection, Table
-from connectors.finding import Finding, failed, passed
+from connectors.rules import Finding, failed, passed
 from daemon.settings import PostgresSource
+from daemon.source.postgres.catalog import Connection, Table
 
 
 def check_publication(

@@ -5,11 +5,19 @@ from collections.abc import Iterator, Sequence
 
 from psycopg import sql
 
-from connectors.catalog import Column, Connection, Table, key_columns, needed_columns, read_table
-from connectors.column_types import KEYS, NUMBERS
-from connectors.finding import Finding, failed, passed
 from connectors.publication import check_publication
+from connectors.rules import Finding, failed, passed
 from daemon.settings import Pipeline, PostgresSource
+from daemon.source.postgres.catalog import (
+    KEYS,
+    NUMBERS,
+    Column,
+    Connection,
+    Table,
+    key_columns,
+    needed_columns,
+    read_table,
+)
 
 _KINDS = {
     "v": "a view",

@@ -14,7 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
 )
 
 from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic
-from connectors.finding import Finding, failed, passed
+from connectors.rules import Finding, failed, passed
 from daemon.errors import ConnectorError
 from daemon.settings import KafkaSettings, Pipeline, PostgresSource
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable
-from tests.stack_fixture import running_stack, throwaway_home
+from tests.support.mirrored_table import MirroredTable
+from tests.support.stack_fixture import running_stack, throwaway_home
 
 
 def pytest_configure() -> None:

@@ -1,7 +1,7 @@
 """What every workflow offers: pause, resume, throttle and progress; and activities that end early when asked to."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -11,7 +11,6 @@ from temporalio.exceptions import ApplicationError, is_cancelled_exception
 from workflows.failures import RETRY
 from workflows.progress import Progress, markdown
 from workflows.search_attributes import PERCENT, PHASE
-from workflows.waits import ended
 
 T = TypeVar("T")
 HEARTBEAT_TIMEOUT = timedelta(seconds=10)
@@ -207,3 +206,24 @@ class Controlled:
             if not child.done():
                 await ended(child)
         return await child
+
+
+async def unbroken(work: Coroutine[Any, Any, T]) -> T:
+    """The result, also where whoever waits is cancelled meanwhile: what was done must be known."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        return await task
+
+
+async def ended(task: "asyncio.Task[T]") -> T | None:
+    """The result of a task that is not needed any more; None: it had none yet."""
+    if not task.done():
+        task.cancel()
+    try:
+        return await task
+    except BaseException as error:
+        if is_cancelled_exception(error):
+            return None
+        raise

@@ -22,6 +22,22 @@ from daemon.errors import WorkflowError
 from daemon.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
+DECIDING = (
+    "backfill/contract.py",
+    "backfill/workflow.py",
+    "control.py",
+    "failures.py",
+    "progress.py",
+    "reconcile/contract.py",
+    "reconcile/workflow.py",
+    "reindex/contract.py",
+    "reindex/control.py",
+    "reindex/workflow.py",
+    "retry/contract.py",
+    "retry/queue.py",
+    "retry/workflow.py",
+)
+"""What a workflow's decisions come from: its code and the values it decides on, not what activities do with them."""
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
 
@@ -31,9 +47,8 @@ def build_id(settings: WorkerSettings) -> str:
     if settings.build_id:
         return settings.build_id
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name in DECIDING:
+        digest.update(name.encode() + b"\0" + (Path(__file__).parent / name).read_bytes())
     return f"{version('livevec')}+{digest.hexdigest()[:10]}"
 
 

@@ -8,19 +8,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from daemon.embedding.batches import EmbeddingBatches
+from daemon.embedding.chunker import Chunker
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
-from daemon.embedding.tokenizer import Chunker
 from daemon.index import schema
 from daemon.index.connection import Client, connect
 from daemon.index.layout import Layout
-from daemon.index.versions import IndexVersion, Versions
+from daemon.index.registry import IndexVersion, Versions
 from daemon.index.writer import IndexWriter, load_functions
-from daemon.mirror import document_builder
 from daemon.patience import Patience
-from daemon.pipeline import DeadLetters, Projector
+from daemon.projection.build import document_builder
+from daemon.projection.projector import DeadLetters, Projector
+from daemon.projection.slow_lane import EmbedderShare, SlowLane
 from daemon.settings import Config, Pipeline
-from daemon.slow_lane import EmbedderShare, SlowLane
 from daemon.source.events import EventDecoder
 from daemon.telemetry.metrics import Metrics
 
@@ -53,7 +53,7 @@ async def opened(
     version: int,
     share: EmbedderShare,
 ) -> AsyncIterator[EventProjection]:
-    """Connect to the parts: see `daemon.projection.opened`.
+    """Connect to the parts: see `daemon.projection.build.opened`.
 
     Raises:
         ConfigError: there is no such index version, or the model is not that version's.

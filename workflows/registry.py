@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from workflows.activities.backfill import BackfillActivities
-from workflows.activities.reconcile import ReconcileActivities
-from workflows.activities.reindex import ReindexActivities
-from workflows.activities.reindex_gate import ReindexGateActivities
-from workflows.activities.retry import RetryActivities
-from workflows.backfill import Backfill
-from workflows.reconcile import Reconcile
-from workflows.reindex import Reindex
-from workflows.retry import Retry
+from workflows.backfill.activities import BackfillActivities
+from workflows.backfill.workflow import Backfill
+from workflows.reconcile.activities import ReconcileActivities
+from workflows.reconcile.workflow import Reconcile
+from workflows.reindex.activities import ReindexActivities
+from workflows.reindex.gate import ReindexGateActivities
+from workflows.reindex.workflow import Reindex
+from workflows.retry.activities import RetryActivities
+from workflows.retry.workflow import Retry
 
 if TYPE_CHECKING:
     from workflows.resources import Resources
@@ -30,10 +30,15 @@ ACTIVITIES: tuple[type, ...] = (
 
 _PASSED_THROUGH = (
     "daemon",
-    "workflows.activities",
     "workflows.failures",
     "workflows.progress",
     "workflows.search_attributes",
+    "workflows.reindex.gate",
+    *(
+        f"workflows.{folder}.{part}"
+        for folder in ("backfill", "reconcile", "reindex", "retry")
+        for part in ("contract", "activities")
+    ),
 )
 """Values and activities only: the workflows themselves, and `control`, are loaded inside the sandbox."""
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from daemon.core.queue import Item
 from daemon.errors import LivevecError, RejectRow, RetryLater
 from daemon.patience import Patience
-from daemon.projection import Projection, opened
+from daemon.projection.build import Projection, opened
+from daemon.projection.slow_lane import EmbedderShare, SlowLane
 from daemon.settings import Config, Pipeline
-from daemon.slow_lane import EmbedderShare, SlowLane
-from daemon.source.dead_letters import DeadLetterProducer, DeadLetterTopic
+from daemon.source.kafka.dead_letters import DeadLetterProducer, DeadLetterTopic
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 
@@ -91,7 +91,7 @@ class Resources:
             fresh: open it anew, to see the table and the registry as they are now.
 
         Raises:
-            ConfigError: see `daemon.projection.opened`.
+            ConfigError: see `daemon.projection.build.opened`.
             FailureClass: a part failed.
         """
         place = self._places.setdefault(pipeline, {})

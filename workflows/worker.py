@@ -18,13 +18,14 @@ from daemon.settings import Config
 from daemon.telemetry.health import Health
 from daemon.telemetry.http import TelemetryServer
 from daemon.telemetry.metrics import Metrics
-from workflows import schedules, search_attributes
+from workflows import search_attributes
 from workflows.client import connect
 from workflows.deployment import deployment, make_current
 from workflows.failures import TranslatesFailures
-from workflows.feeder import fed
+from workflows.reconcile import schedules
 from workflows.registry import WORKFLOWS, activities, sandbox
 from workflows.resources import Resources
+from workflows.retry.feeder import fed
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)

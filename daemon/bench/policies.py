@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.bench.bulk import Stalled, wait_for
 from daemon.bench.latency import Latency, OnProgress
 from daemon.bench.load import Arrival, LoadRow, Table
 from daemon.bench.percentiles import Percentiles, percentiles_ms
 from daemon.bench.slow_embedder import SlowDown
+from daemon.bench.throughput import Stalled, wait_for
 
 SEED = 20_261_125
 _CALM_S = 1.0

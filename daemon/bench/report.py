@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemon.bench.bulk import Bulk
 from daemon.bench.lag import LagSample
 from daemon.bench.latency import Latency
 from daemon.bench.percentiles import STAGES, Percentiles, percentiles_ms
 from daemon.bench.policies import PolicyReport
 from daemon.bench.soak import SoakRun, SoakWindow
+from daemon.bench.throughput import Bulk
 
 
 @dataclass(frozen=True)

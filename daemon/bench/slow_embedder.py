@@ -19,7 +19,7 @@ from typing import Self
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
-from daemon.embedding.triton import CHANNEL_OPTIONS
+from daemon.embedding.triton.embedder import CHANNEL_OPTIONS
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _GRACE_S = 1.0

@@ -9,24 +9,24 @@ import typer
 
 from daemon.cli import (
     backfill,
-    bench,
     config,
     connector,
-    demo,
     model,
     publish,
     reconcile,
-    reindex,
-    retry,
     run,
     search,
     stack,
-    status,
     verify,
     worker,
     workflows,
 )
+from daemon.cli.bench import command as bench
 from daemon.cli.context import Invocation
+from daemon.cli.demo import command as demo
+from daemon.cli.reindex import command as reindex
+from daemon.cli.retry import command as retry
+from daemon.cli.status import command as status
 from daemon.errors import ConfigError, LivevecError
 
 EXIT_FAILED = 1

@@ -39,8 +39,8 @@ def backfill(
     """
     from daemon.cli import flows
     from workflows import client as temporal
-    from workflows.activities.backfill_model import Target
-    from workflows.backfill import Backfill, BackfillOrder, BackfillResult, workflow_id
+    from workflows.backfill.contract import Target
+    from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult, workflow_id
 
     config = given.resolved(context)
     settings = config.pipeline(pipeline)

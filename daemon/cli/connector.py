@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from connectors.connect import KafkaConnect
-    from connectors.finding import Finding
+    from connectors.rules import Finding
     from daemon.cli.console import Steps
     from daemon.settings import Config, Pipeline, PostgresSource
 

@@ -27,7 +27,7 @@ def publish(
     from daemon.bench.percentiles import percentiles_ms
     from daemon.cli import console
     from daemon.settings import EventSource
-    from daemon.source import publisher
+    from daemon.source.kafka import publisher
 
     config = given.resolved(context)
     settings = config.pipeline(pipeline)

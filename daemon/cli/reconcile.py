@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from temporalio.client import Client, WorkflowHandle
 
     from daemon.settings import Config, Pipeline
-    from workflows.reconcile import ReconcileOrder
-    from workflows.schedules import Scheduled
+    from workflows.reconcile.schedules import Scheduled
+    from workflows.reconcile.workflow import ReconcileOrder
 
 
 def register(app: typer.Typer) -> None:
@@ -50,8 +50,8 @@ def reconcile(
     Needs a worker (`livevec worker`). Live changes go on, and are no differences.
     """
     from daemon.errors import ConfigError
-    from workflows.activities.reconcile_model import Subject
-    from workflows.reconcile import ReconcileOrder
+    from workflows.reconcile.contract import Subject
+    from workflows.reconcile.workflow import ReconcileOrder
 
     if sum((schedule is not None, unschedule, listed)) > 1:
         raise ConfigError("--schedule, --unschedule and --list are three commands; give one of them")
@@ -75,7 +75,7 @@ def reconcile(
 def _run(config: "Config", pipeline: "Pipeline", order: "ReconcileOrder", wait: bool, as_json: bool) -> None:
     from daemon.cli import flows
     from workflows import client as temporal
-    from workflows.reconcile import Reconcile, Reconciled, workflow_id
+    from workflows.reconcile.workflow import Reconcile, Reconciled, workflow_id
 
     async def start(client: "Client") -> "WorkflowHandle[Any, Any]":
         return await temporal.start(
@@ -146,7 +146,7 @@ async def _connected(config: "Config", work: "Callable[[Client], Awaitable[Any]]
 async def _schedule(
     config: "Config", pipeline: "Pipeline", when: str, order: "ReconcileOrder", as_json: bool
 ) -> None:
-    from workflows import schedules
+    from workflows.reconcile import schedules
 
     schedules.parsed(when, pipeline.name)
 
@@ -159,7 +159,7 @@ async def _schedule(
 
 async def _unschedule(config: "Config", pipeline: "Pipeline", as_json: bool) -> None:
     from daemon.cli import console
-    from workflows import schedules
+    from workflows.reconcile import schedules
 
     removed = await _connected(config, lambda client: schedules.remove(client, pipeline.name))
     if as_json:
@@ -173,7 +173,7 @@ async def _unschedule(config: "Config", pipeline: "Pipeline", as_json: bool) -> 
 
 
 async def _list(config: "Config", pipelines: "list[Pipeline]", as_json: bool) -> None:
-    from workflows import schedules
+    from workflows.reconcile import schedules
 
     async def found(client: "Client") -> "list[Scheduled | None]":
         return [await schedules.found(client, pipeline.name) for pipeline in pipelines]

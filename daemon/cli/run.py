@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 def run(context: typer.Context) -> None:
     """Run the daemon until SIGTERM or SIGINT; it then drains, commits and ends."""
-    from daemon.service import Service
+    from daemon.live.service import Service
     from daemon.telemetry import logs
 
     config = given.resolved(context)

@@ -13,7 +13,7 @@ from daemon.cli.context import Json
 if TYPE_CHECKING:
     from daemon.embedding.embedder import Embedder, Embeddings
     from daemon.index.reader import Hit
-    from daemon.index.versions import IndexVersion
+    from daemon.index.registry import IndexVersion
     from daemon.settings import Config, Pipeline
 
 _TEXT_SHOWN = 200

@@ -1,7 +1,11 @@
 """The embedder that the configuration names."""
 
-from daemon.embedding.embedder import Embedder
+import asyncio
+from collections.abc import Collection
+
+from daemon.embedding.embedder import Embedder, EmbeddingSpace
 from daemon.errors import ConfigError
+from daemon.patience import Patience
 from daemon.settings import EmbeddingSettings
 
 
@@ -20,10 +24,10 @@ def make_embedder(settings: EmbeddingSettings, *, any_dimension: bool = False) -
                 f"an OpenAI-compatible server does not tell how long the vectors of {settings.model!r} are; "
                 "give their dimension"
             )
-        from daemon.embedding.openai import OpenAIEmbedder
+        from daemon.embedding.openai.embedder import OpenAIEmbedder
 
         return OpenAIEmbedder(settings)
-    from daemon.embedding.triton import TritonEmbedder
+    from daemon.embedding.triton.embedder import TritonEmbedder
 
     return TritonEmbedder(
         settings.url,
@@ -32,3 +36,53 @@ def make_embedder(settings: EmbeddingSettings, *, any_dimension: bool = False) -
         timeout_s=settings.timeout_s,
         requests_max=settings.requests_max,
     )
+
+
+class Embedders:
+    """Started when they are first asked for."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._checking = asyncio.Lock()
+        self._started: dict[tuple[str, int], tuple[Embedder, EmbeddingSpace]] = {}
+
+    async def get(self, settings: EmbeddingSettings) -> tuple[Embedder, EmbeddingSpace]:
+        """The embedder of that model and dimension; waits while its provider is away.
+
+        Raises:
+            ConfigError: the settings do not fit together.
+            StopProcess: the model is missing, or gives vectors of another dimension.
+        """
+        key = (settings.model, settings.dimension)
+        if key not in self._started:
+            embedder = make_embedder(settings)
+            try:
+                space = await self._patience.call("embedder", embedder.start)
+            except BaseException:
+                await embedder.close()
+                raise
+            # Another may have been faster while this one started.
+            if key in self._started:
+                await embedder.close()
+            else:
+                self._started[key] = embedder, space
+        return self._started[key]
+
+    async def check(self) -> None:
+        """See `Embedder.check`, of each."""
+        async with self._checking:
+            for embedder, _ in list(self._started.values()):
+                await embedder.check()
+
+    async def keep_only(self, used: Collection[tuple[str, int]]) -> None:
+        """Close those of other (model, dimension)s: a model that no index needs may go away."""
+        if self._started.keys() - set(used):
+            async with self._checking:
+                for key in self._started.keys() - set(used):
+                    embedder, _ = self._started.pop(key)
+                    await embedder.close()
+
+    async def close(self) -> None:
+        for embedder, _ in self._started.values():
+            await embedder.close()
+        self._started.clear()

@@ -11,7 +11,7 @@ import redis.exceptions as redis_errors
 from daemon.core.vectors import decode, encode
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
 from daemon.index.layout import Layout
-from daemon.index.versions import IndexVersion, VersionTable
+from daemon.index.registry import IndexVersion, VersionTable
 from daemon.index.writer import load_functions
 
 _BYTES = {"FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2}

@@ -11,7 +11,7 @@ from redis.commands.search.query import Query
 from daemon.core.vectors import encode
 from daemon.errors import ConfigError, StopProcess
 from daemon.index.connection import Client, translated
-from daemon.index.versions import IndexVersion, Versions
+from daemon.index.registry import IndexVersion, Versions
 
 _CHUNKS_PER_DOCUMENT = 4
 

@@ -9,7 +9,7 @@ from redis.commands.search.index_definition import IndexDefinition, IndexType
 from daemon.core.document import TAG_SEPARATOR
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout
-from daemon.index.versions import IndexVersion
+from daemon.index.registry import IndexVersion
 
 
 async def ensure(client: Client, pipeline: str, version: IndexVersion) -> Layout:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from daemon.core.change import Outcome
-from daemon.slow_lane import SlowLane
+from daemon.projection.slow_lane import SlowLane
 from daemon.verify.subject import ROWS_PER_CHUNK, Subject, reread
 
 

@@ -9,8 +9,8 @@ from daemon.core.version import SnapshotVersion
 from daemon.errors import RejectRow
 from daemon.index.layout import document_id
 from daemon.index.writer import IndexWriter
-from daemon.pipeline import Projector
-from daemon.source.postgres import BlockingTransaction
+from daemon.projection.projector import Projector
+from daemon.source.postgres.reader import BlockingTransaction
 from daemon.verify.checker import ROWS_PER_CHUNK, OnProgress, Subject
 from daemon.verify.differences import Report
 

@@ -8,7 +8,7 @@ from daemon.errors import ConfigError
 from daemon.index.connection import Client, translated
 from daemon.index.layout import identity_key
 from daemon.settings import PostgresSource
-from daemon.source.postgres import PostgresReader
+from daemon.source.postgres.reader import PostgresReader
 
 
 async def check_same_source(client: Client, reader: PostgresReader, source: PostgresSource) -> None:

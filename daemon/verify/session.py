@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from daemon.core.change import Outcome
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.patience import Patience
-from daemon.projection import Projection
-from daemon.projection import opened as projection_opened
+from daemon.projection.build import Projection
+from daemon.projection.build import opened as projection_opened
 from daemon.settings import Config, Pipeline
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics

@@ -8,10 +8,10 @@ from daemon.core.document import DocumentBuilder
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import StopPipeline
 from daemon.index.layout import document_id, document_key
-from daemon.mirror import TableRows
 from daemon.patience import Patience
-from daemon.pipeline import SourceRow
-from daemon.source.postgres import PostgresReader, TableSchema
+from daemon.projection.build import TableRows
+from daemon.projection.projector import SourceRow
+from daemon.source.postgres.reader import PostgresReader, TableSchema
 from daemon.verify.stored import StoredDocuments
 
 ROWS_PER_CHUNK = 500

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from daemon.mirror import TableRows
+from daemon.projection.build import TableRows
 from daemon.verify.subject import Subject, key_rows, reread
 
 KEYS_PER_STEP = 1000

@@ -1,6 +1,6 @@
 """What a workflow runs on, to be killed one after another; each is there again afterwards."""
 
-from tests.mirrored_table import MirroredTable
+from tests.support.mirrored_table import MirroredTable
 
 VICTIMS = ("redis", "triton", "worker", "daemon", "temporal")
 

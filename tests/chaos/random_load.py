@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from tests.mirrored_table import MirroredTable
+from tests.support.mirrored_table import MirroredTable
 
 WORDS = ["river", "engine", "violin", "market", "galaxy", "bread", "glacier", "ballot", "enzyme", "harbour"]
 KEYS = 400

@@ -14,7 +14,7 @@ from typing import Any
 
 from daemon.bench.percentiles import percentiles_ms
 from tests.chaos.processes import VICTIMS, Processes
-from tests.mirrored_table import DaemonProcess, MirroredTable
+from tests.support.mirrored_table import DaemonProcess, MirroredTable
 from tests.workflows.backfills import Backfills, check, editing, forget, insert, until_done
 
 ROWS_SHORT = 900

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from deploy.local.stack import Stack
 from tests.chaos.random_load import random_load
-from tests.mirrored_table import DaemonProcess, MirroredTable, wait_until
+from tests.support.mirrored_table import DaemonProcess, MirroredTable, wait_until
 
 SENTINEL = 1_000_000
 

@@ -14,9 +14,9 @@ from redis import Redis
 
 from deploy.local.stack import Stack
 from tests.chaos.random_load import random_load
-from tests.mirrored_table import DaemonProcess, MirroredTable, free_port, wait_until
-from tests.proxied_kafka import proxied_kafka
-from tests.tcp_proxy import TcpProxy, tcp_proxy
+from tests.support.mirrored_table import DaemonProcess, MirroredTable, free_port, wait_until
+from tests.support.proxied_kafka import proxied_kafka
+from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 FAULTS = ("latency", "reset", "silent", "bandwidth")
 

@@ -4,7 +4,7 @@ import pytest
 
 from daemon.index.layout import Layout
 from tests.chaos.random_load import random_load
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.mirrored_table import MirroredTable, wait_until
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import time
 import redis.exceptions as redis_errors
 
 from tests.chaos.processes import VICTIMS, Processes
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.mirrored_table import MirroredTable, wait_until
 from tests.workflows.backfills import editing, insert
 from tests.workflows.reindexes import Reindexes
-from workflows.reindex_model import GRACE
+from workflows.reindex.contract import GRACE
 
 ROWS = 460
 EDITED = 20

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.mirrored_table import MirroredTable, wait_until
 from triton_models.build import packaged_weights
 
 TOPICS = ["The cat sleeps on the warm window sill. ", "Interest rates were raised by the central bank. "]

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient
 from redis import Redis
 
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable, free_port, wait_until
+from tests.support.mirrored_table import MirroredTable, free_port, wait_until
 
 REFERENCE = Path(__file__).parents[2] / "daemon.toml"
 STAGES = {"capture", "transit", "queue", "embed", "upsert"}

@@ -11,8 +11,8 @@ from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_top
 from daemon.errors import ConnectorError
 from daemon.settings import ERA_HEADER, ConnectSettings
 from deploy.local.stack import Stack
-from tests.captured_source import CapturedSource, Envelope, count, end_offset
-from tests.mirrored_table import wait_until
+from tests.support.captured_source import CapturedSource, Envelope, count, end_offset
+from tests.support.mirrored_table import wait_until
 
 
 @pytest.fixture

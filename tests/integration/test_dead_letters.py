@@ -14,8 +14,8 @@ from daemon.core.queue import Item
 from daemon.core.version import LogVersion
 from daemon.errors import LivevecError, RejectRow
 from daemon.settings import KafkaSettings
-from daemon.source.dead_letter_reader import read_committed, read_letters, read_records
-from daemon.source.dead_letters import DeadLetterProducer, DeadLetterTopic
+from daemon.source.kafka.dead_letter_reader import read_committed, read_letters, read_records
+from daemon.source.kafka.dead_letters import DeadLetterProducer, DeadLetterTopic
 from daemon.source.record import Coordinates, Record
 from deploy.local.stack import Stack
 

@@ -9,7 +9,7 @@ from daemon.errors import RetryLater
 from daemon.index.connection import connect
 from daemon.index.durability import Durability
 from daemon.settings import RedisSettings
-from tests.redis_server import RedisServer, redis_cluster, redis_server
+from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 
 
 def settings(server: RedisServer, cluster: bool = False) -> RedisSettings:

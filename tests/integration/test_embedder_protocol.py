@@ -13,9 +13,9 @@ from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
 from daemon.errors import RetryLater, StopProcess
 from daemon.settings import EmbeddingSettings
-from tests.bert_reference import DIVERSE_TEXTS
-from tests.openai_server import MODEL, openai_server
-from tests.triton_server import triton_server
+from tests.support.bert_reference import DIVERSE_TEXTS
+from tests.support.openai_server import MODEL, openai_server
+from tests.support.triton_server import triton_server
 
 TEXTS = [text for text in DIVERSE_TEXTS if text]
 """None is empty: the pipeline embeds no such text, and OpenAI refuses it."""

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 from redis.commands.search.query import Query
 
-from tests.bert_reference import BertReference
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.bert_reference import BertReference
+from tests.support.mirrored_table import MirroredTable, wait_until
 from triton_models.build import packaged_weights
 
 SENTENCES = [

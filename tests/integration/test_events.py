@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from redis import Redis
 
 from deploy.local.stack import Addresses, Stack
-from tests.mirrored_table import METRICS, DaemonProcess, free_port, wait_until
+from tests.support.mirrored_table import METRICS, DaemonProcess, free_port, wait_until
 
 PIPELINE = "notes"
 

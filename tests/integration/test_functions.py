@@ -14,9 +14,9 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from daemon.core.version import LogVersion, SnapshotVersion
 from daemon.index.layout import Layout
 from daemon.index.writer import Delete, Put, Result, Touch
-from tests.ordering.calls import Call, RaiseFloor, Sweep, library_source, with_version
-from tests.ordering.versions import MALFORMED
-from tests.redis_server import redis_server
+from tests.support.ordering.calls import Call, RaiseFloor, Sweep, library_source, with_version
+from tests.support.ordering.versions import MALFORMED
+from tests.support.redis_server import redis_server
 
 LAYOUT = Layout("books", 3)
 DIMENSION = 4

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from daemon.index.layout import positions_key
-from tests.ordering.calls import advance, library_source
-from tests.redis_server import redis_server
+from tests.support.ordering.calls import advance, library_source
+from tests.support.redis_server import redis_server
 
 KEY = positions_key("livevec", "0")
 

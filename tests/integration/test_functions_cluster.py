@@ -11,8 +11,8 @@ from redis.exceptions import ResponseError
 from daemon.core.version import LogVersion
 from daemon.index.layout import BUCKETS, Layout, bucket_of, positions_key
 from daemon.index.writer import Delete, Put, Result, Touch
-from tests.ordering.calls import Call, RaiseFloor, Sweep, advance, library_source
-from tests.redis_server import redis_cluster
+from tests.support.ordering.calls import Call, RaiseFloor, Sweep, advance, library_source
+from tests.support.redis_server import redis_cluster
 
 LAYOUT = Layout("books", 1)
 DOCUMENTS = 2000

@@ -11,10 +11,10 @@ from redis.exceptions import ResponseError
 from daemon.core.version import LogVersion, Version, decode, replaces, sweeps
 from daemon.index.layout import Layout, bucket_of
 from daemon.index.writer import Delete, Put, Result, Touch
-from tests.ordering.calls import Call, RaiseFloor, Sweep, library_source, with_version
-from tests.ordering.functions_twin import FunctionsTwin
-from tests.ordering.versions import edited_texts, versions
-from tests.redis_server import redis_server
+from tests.support.ordering.calls import Call, RaiseFloor, Sweep, library_source, with_version
+from tests.support.ordering.functions_twin import FunctionsTwin
+from tests.support.ordering.versions import edited_texts, versions
+from tests.support.redis_server import redis_server
 
 LAYOUT = Layout("property", 1)
 MARKER_TTL_MS = 1_000_000

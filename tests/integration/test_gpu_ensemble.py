@@ -13,10 +13,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from daemon.embedding.triton import TritonEmbedder
+from daemon.embedding.triton.embedder import TritonEmbedder
 from daemon.errors import RetryLater, SplitBatch
-from tests.bert_reference import DIVERSE_TEXTS, BertReference
-from tests.triton_server import TritonServer, triton_server
+from tests.support.bert_reference import DIVERSE_TEXTS, BertReference
+from tests.support.triton_server import TritonServer, triton_server
 from triton_models import build_model, packaged_weights, read_source
 
 RECOVERY_TIMEOUT_S = 60.0
@@ -42,7 +42,7 @@ def run_on_cpu(encoder: Path) -> None:
     config.ClearField("optimization")
     config.instance_group[0].kind = model_config_pb2.ModelInstanceGroup.KIND_CPU
     path.write_text(text_format.MessageToString(config))
-    shutil.copyfile(Path(__file__).parent.parent / "onnx_on_cpu.py", encoder / "1" / "model.py")
+    shutil.copyfile(Path(__file__).parents[1] / "support" / "onnx_on_cpu.py", encoder / "1" / "model.py")
 
 
 @pytest.fixture(scope="module")

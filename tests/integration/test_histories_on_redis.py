@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tests.ordering.calls import library_source
-from tests.ordering.histories import Conditions, wrong_histories
-from tests.ordering.mutations import MUTATIONS, Mutation
-from tests.ordering.redis_index import RedisIndex
-from tests.redis_server import redis_server
+from tests.support.ordering.calls import library_source
+from tests.support.ordering.histories import Conditions, wrong_histories
+from tests.support.ordering.mutations import MUTATIONS, Mutation
+from tests.support.ordering.redis_index import RedisIndex
+from tests.support.redis_server import redis_server
 
 BLOCK = 150
 HISTORIES_MAX = 600

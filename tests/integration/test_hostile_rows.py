@@ -7,7 +7,7 @@ import pytest
 
 from daemon.index.layout import Layout, document_id, document_key
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.mirrored_table import MirroredTable, wait_until
 
 KEYS = [
     " ",

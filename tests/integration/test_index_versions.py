@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpc
 
-from daemon.embedding.triton import TritonEmbedder
+from daemon.embedding.triton.embedder import TritonEmbedder
 from daemon.index import schema
 from daemon.index.connection import Client, connect
-from daemon.index.versions import Versions
-from daemon.mirror import document_builder
+from daemon.index.registry import Versions
+from daemon.projection.build import document_builder
 from deploy.local import artifacts
 from deploy.local.progress import silent
-from tests.mirrored_table import DaemonProcess, MirroredTable, wait_until
+from tests.support.mirrored_table import DaemonProcess, MirroredTable, wait_until
 from tests.workflows.reindexes import tiny_model
 
 
@@ -192,7 +192,7 @@ async def _joined(running: Running, number: int) -> None:
 
 def test_a_version_renders_with_what_it_was_made_with(mirrored: MirroredTable) -> None:
     from daemon.embedding.embedder import EmbeddingSpace
-    from daemon.index.versions import wanted
+    from daemon.index.registry import wanted
 
     pipeline = mirrored.config.pipelines[0]
     made = wanted(pipeline, EmbeddingSpace("m", 3, 0, "f"))

@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from daemon.settings import KafkaSettings
-from daemon.source.kafka import KafkaReader, Partition
+from daemon.source.kafka.reader import KafkaReader, Partition
 from daemon.source.record import Record
 from deploy.local.stack import Stack
 

@@ -14,7 +14,7 @@ from daemon.index.writer import IndexWriter, Put, Result, load_functions
 from daemon.settings import RedisSettings
 from daemon.verify.keyspace import Keyspace, Position
 from daemon.verify.stored import StoredDocuments
-from tests.redis_server import RedisServer, redis_cluster, redis_server
+from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 
 LAYOUT = Layout("books", 1)
 OTHERS = (Layout("books", 2), Layout("books-2", 1))

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from daemon.embedding import openai
-from daemon.embedding.openai import OpenAIEmbedder
-from daemon.embedding.openai_failures import TRIES_MAX
+from daemon.embedding.openai import embedder as openai
+from daemon.embedding.openai.embedder import OpenAIEmbedder
+from daemon.embedding.openai.failures import TRIES_MAX
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 from daemon.settings import EmbeddingSettings
-from tests.openai_server import MODEL, OpenAIServer, Reply, error, openai_server, refusing
+from tests.support.openai_server import MODEL, OpenAIServer, Reply, error, openai_server, refusing
 
 TEXTS = [f"text number {number}" for number in range(40)]
 KEY = "sk-4f81e0aa9d"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from deploy.local.stack import Stack
-from tests.mirrored_table import DaemonProcess, MirroredTable, wait_until
-from tests.openai_server import MODEL, OpenAIServer, Reply, Request, error, openai_server, refusing
+from tests.support.mirrored_table import DaemonProcess, MirroredTable, wait_until
+from tests.support.openai_server import MODEL, OpenAIServer, Reply, Request, error, openai_server, refusing
 
 KEY = "sk-4f81e0aa9d"
 

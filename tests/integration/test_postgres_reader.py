@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from daemon.core.version import LogVersion, SnapshotVersion, replaces
 from daemon.errors import RetryLater, StopPipeline
 from daemon.settings import PostgresSource
-from daemon.source.postgres import BlockingTransaction, PostgresReader
-from daemon.source.postgres_errors import _RETRIED_CLASSES, failure
-from tests.postgres_cluster import PostgresCluster, postgres_cluster
+from daemon.source.postgres.failures import _RETRIED_CLASSES, failure
+from daemon.source.postgres.reader import BlockingTransaction, PostgresReader
+from tests.support.postgres_cluster import PostgresCluster, postgres_cluster
 
 Connection = psycopg.Connection[Any]
 

@@ -9,9 +9,9 @@ import pytest
 from daemon.core.change import Row
 from daemon.errors import StopPipeline
 from daemon.source.envelope import key_text
-from daemon.source.postgres import PostgresReader, TableSchema
+from daemon.source.postgres.reader import PostgresReader, TableSchema
 from deploy.local.stack import Stack
-from tests.captured_source import CapturedSource, Envelope
+from tests.support.captured_source import CapturedSource, Envelope
 
 TYPES = """
 create extension if not exists citext; create extension if not exists ltree;

@@ -12,14 +12,14 @@ from pydantic import SecretStr
 
 from connectors import preflight
 from connectors.definition import RECORD_BYTES_MAX
-from connectors.finding import Finding
 from connectors.prepare import prepare
+from connectors.rules import Finding
 from daemon.errors import ConnectorError
 from daemon.settings import KafkaSettings, MetadataField, Pipeline, PostgresSource
 from deploy.local.stack import Stack
-from tests.captured_source import CapturedSource
-from tests.mirrored_table import wait_until
-from tests.postgres_cluster import postgres_cluster
+from tests.support.captured_source import CapturedSource
+from tests.support.mirrored_table import wait_until
+from tests.support.postgres_cluster import postgres_cluster
 
 TABLE = "create table $S_t (id int primary key, title text, price numeric, tags text[])"
 

@@ -18,12 +18,12 @@ from connectors import slot
 from connectors.definition import heartbeat_topic, message_topic
 from daemon.core.version import LogVersion, replaces, widen_xid
 from daemon.errors import ConnectorError
-from daemon.source.postgres import PostgresReader
+from daemon.source.postgres.reader import PostgresReader
 from deploy.local.servers.postgres import NOBODY
 from deploy.local.stack import Stack
-from tests.captured_source import CapturedSource, Envelope, count, end_offset
-from tests.mirrored_table import wait_until
-from tests.postgres_cluster import PostgresCluster, postgres_cluster
+from tests.support.captured_source import CapturedSource, Envelope, count, end_offset
+from tests.support.mirrored_table import wait_until
+from tests.support.postgres_cluster import PostgresCluster, postgres_cluster
 
 Connection = psycopg.Connection[Any]
 XIDS_OF_A_LOG_SEGMENT = 1 << 20

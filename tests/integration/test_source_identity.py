@@ -2,7 +2,7 @@
 
 import json
 
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.mirrored_table import MirroredTable, wait_until
 
 
 def test_another_database_under_the_same_name_stops_the_daemon_until_its_era_is_raised(

@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from daemon.errors import StackError
 from deploy.local.process import SERVER_MARK, marked
 from deploy.local.stack import Addresses, Progress, Stack
-from tests.stack_fixture import running_stack, throwaway_home
+from tests.support.stack_fixture import running_stack, throwaway_home
 
 NAMES = ("postgres", "kafka", "connect", "triton", "redis", "temporal")
 

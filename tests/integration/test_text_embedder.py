@@ -14,10 +14,10 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from daemon.embedding.triton import TritonEmbedder
+from daemon.embedding.triton.embedder import TritonEmbedder
 from daemon.errors import RejectRow, RetryLater, SplitBatch, StopProcess
-from tests.bert_reference import DIVERSE_TEXTS, BertReference
-from tests.triton_server import TritonServer, triton_server
+from tests.support.bert_reference import DIVERSE_TEXTS, BertReference
+from tests.support.triton_server import TritonServer, triton_server
 from triton_models import packaged_weights
 
 RECOVERY_TIMEOUT_S = 40.0

@@ -12,10 +12,10 @@ from daemon.core.version import LogVersion
 from daemon.index.connection import Client, connect
 from daemon.index.donor import VectorDonor, donor
 from daemon.index.layout import Layout
-from daemon.index.versions import IndexVersion, VersionTable
+from daemon.index.registry import IndexVersion, VersionTable
 from daemon.index.writer import Delete, IndexWriter, Put, load_functions
 from daemon.settings import RedisSettings
-from tests.redis_server import RedisServer, redis_cluster, redis_server
+from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 
 ONE = IndexVersion(
     number=1,

@@ -14,8 +14,8 @@ from daemon.verify.differences import Difference as D
 from daemon.verify.differences import Report
 from daemon.verify.session import opened
 from deploy.local.stack import Stack
-from tests.index_damage import TO_DOCUMENTS, Found, no_index, wrong_vector
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.index_damage import TO_DOCUMENTS, Found, no_index, wrong_vector
+from tests.support.mirrored_table import MirroredTable, wait_until
 
 ROWS = 700
 TEXT_BYTES_MAX = 300

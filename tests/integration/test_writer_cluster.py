@@ -14,7 +14,7 @@ from daemon.index.layout import Layout
 from daemon.index.positions import Positions, Verdict
 from daemon.index.writer import Delete, IndexWriter, Put, Result, Stored, Touch, load_functions
 from daemon.settings import RedisSettings
-from tests.redis_server import RedisServer, redis_cluster, redis_server
+from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 
 LAYOUT = Layout("books", 1)
 IDS = [f"book {number}" for number in range(300)]

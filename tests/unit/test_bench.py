@@ -14,7 +14,7 @@ from daemon.bench.load import LoadRow, Table, rows_of
 from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.bench.report import latency_report
 from daemon.bench.toml import to_toml
-from daemon.cli.bench_setting import Setting
+from daemon.cli.bench.setting import Setting
 from daemon.config import parse
 from daemon.errors import ConfigError
 from daemon.settings import Config

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from daemon.bench.bulk import Bulk, measure_copy, measure_unchanged, pause_s, wait_for
 from daemon.bench.ceiling import TEXTS_PER_REQUEST, requests_of
 from daemon.bench.latency import Latency
 from daemon.bench.load import LoadRow, Table
 from daemon.bench.process import cpu_s, parse_stat
 from daemon.bench.report import skip_report, throughput_report
+from daemon.bench.throughput import Bulk, measure_copy, measure_unchanged, pause_s, wait_for
 from daemon.errors import LivevecError
 
 ROWS = [LoadRow(number, "") for number in range(1, 11)]
@@ -74,7 +74,7 @@ def test_a_count_that_is_not_the_rows_is_refused(updated: int, handled: int) -> 
 
 
 def test_what_does_not_move_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.bench.bulk._STALLED_AFTER_S", 0.0)
+    monkeypatch.setattr("daemon.bench.throughput._STALLED_AFTER_S", 0.0)
     with pytest.raises(LivevecError, match="3 of 10 changes"):
         wait_for(lambda: 7, 10, "x", silent)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from daemon.bench import plots
-from daemon.bench.bulk import Bulk
 from daemon.bench.lag import LagSample
 from daemon.bench.latency import Latency
 from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.bench.policies import PolicyRun
 from daemon.bench.report import lag_report, latency_report, soak_report, throughput_report
 from daemon.bench.soak import SoakRun, SoakWindow
+from daemon.bench.throughput import Bulk
 from daemon.errors import ConfigError
 
 STAGES_S = {"capture": 0.003, "transit": 0.001, "queue": 0.001, "embed": 0.004, "upsert": 0.001}

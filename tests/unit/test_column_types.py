@@ -2,15 +2,15 @@
 
 import pytest
 
-from connectors import column_types
-from daemon.source import postgres_values
-from daemon.source.postgres_values import ColumnType, codec
+from daemon.source.postgres import catalog
+from daemon.source.postgres import values as postgres_values
+from daemon.source.postgres.values import ColumnType, codec
 
 
 def test_the_preflight_admits_exactly_the_types_that_the_reader_converts() -> None:
-    assert column_types.CAPTURED == postgres_values.SCALAR_TYPES
-    assert column_types.CAPTURED_ELEMENTS == postgres_values.ELEMENT_TYPES
-    assert column_types.KEYS == postgres_values.KEY_TYPES
+    assert catalog.CAPTURED == postgres_values.SCALAR_TYPES
+    assert catalog.CAPTURED_ELEMENTS == postgres_values.ELEMENT_TYPES
+    assert catalog.KEYS == postgres_values.KEY_TYPES
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from daemon.core.change import Change, Operation, Outcome
 from daemon.core.progress import PartitionProgress, Receipt
 from daemon.core.queue import Item
 from daemon.core.version import LogVersion
-from daemon.dispatcher import Dispatcher
-from daemon.pipeline import Processed, Projector
+from daemon.live.dispatcher import Dispatcher
+from daemon.projection.projector import Processed, Projector
 from daemon.telemetry.metrics import Metrics
 
 

@@ -5,9 +5,9 @@ from itertools import islice
 
 import pytest
 
-from tests.ordering.faults import EVERY_RULE, NOT_KEPT, Fault, Rule
-from tests.ordering.histories import Conditions, wrong_histories
-from tests.ordering.python_index import PythonIndex
+from tests.support.ordering.faults import EVERY_RULE, NOT_KEPT, Fault, Rule
+from tests.support.ordering.histories import Conditions, wrong_histories
+from tests.support.ordering.python_index import PythonIndex
 
 BLOCK = 500
 HISTORIES_MAX = 2000

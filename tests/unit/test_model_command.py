@@ -12,7 +12,14 @@ from typer.testing import CliRunner, Result
 
 from daemon.cli.app import app
 from daemon.errors import ConfigError
-from tests.tiny_model import HIDDEN, POSITIONS, write_model, write_modules, write_pooling, write_prompts
+from tests.support.tiny_model import (
+    HIDDEN,
+    POSITIONS,
+    write_model,
+    write_modules,
+    write_pooling,
+    write_prompts,
+)
 from triton_models.weights import read_safetensors
 
 

@@ -6,7 +6,7 @@ import httpx
 import orjson
 import pytest
 
-from daemon.embedding.openai_failures import (
+from daemon.embedding.openai.failures import (
     CAUSE_BY_ERROR,
     CAUSE_BY_STATUS,
     TRIES_MAX,
@@ -18,7 +18,7 @@ from daemon.embedding.openai_failures import (
     may_lie_in_the_texts,
     wait_s,
 )
-from daemon.embedding.openai_waits import WAIT_S_MAX, told_wait_s
+from daemon.embedding.openai.waits import WAIT_S_MAX, told_wait_s
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 
 NOW_S = 1_735_689_600.0  # Wed, 01 Jan 2025 00:00:00 GMT

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daemon.core.batching import Aimd, Deadline, Fixed, Limits, Policy
-from tests.batching_simulator import Machine, Outcome, Simulation
+from tests.support.batching_simulator import Machine, Outcome, Simulation
 
 LIMITS = Limits(batch_max=500, batch_tokens_max=16_384, linger_s_max=0.005)
 TARGET_S = 0.1

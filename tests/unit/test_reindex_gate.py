@@ -4,8 +4,8 @@ import pytest
 
 from daemon.core.version import LogVersion, SnapshotVersion, Version
 from daemon.index.writer import Stored
-from workflows.activities.reindex_gate import is_behind
-from workflows.activities.reindex_model import Gate, Quality
+from workflows.reindex.contract import Gate, Quality
+from workflows.reindex.gate import is_behind
 
 
 def stored(version: Version | None) -> Stored | None:

@@ -3,8 +3,8 @@
 import pytest
 
 from daemon.source.record import Coordinates, Record
-from workflows.activities.retry_events import is_another
-from workflows.activities.retry_model import Letter
+from workflows.retry.contract import Letter
+from workflows.retry.events import is_another
 
 DEAD_LETTERED_AT_S = 1000.0
 

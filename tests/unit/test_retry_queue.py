@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.source.record import Coordinates
-from workflows.activities.retry_model import (
+from workflows.retry.contract import (
     Complaint,
     Feed,
     GivenUp,
@@ -19,7 +19,7 @@ from workflows.activities.retry_model import (
     Tried,
     TryOutcome,
 )
-from workflows.retry_queue import LATER_S, RetryQueue
+from workflows.retry.queue import LATER_S, RetryQueue
 
 POLICY = RetryPolicy(
     pause_s_min=10.0,

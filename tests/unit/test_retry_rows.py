@@ -4,8 +4,8 @@ import pytest
 
 from daemon.core.version import LogVersion, SnapshotVersion, Version
 from daemon.source.record import Coordinates
-from workflows.activities.retry_model import Attempt, Letter
-from workflows.activities.retry_rows import too_early
+from workflows.retry.contract import Attempt, Letter
+from workflows.retry.rows import too_early
 
 SNAPSHOT = SnapshotVersion(1, 100, 110, (105,))
 

@@ -4,7 +4,7 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
-from daemon.embedding.triton_failures import Cause, cause_of, failure_of
+from daemon.embedding.triton.failures import Cause, cause_of, failure_of
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch
 
 FAILING_CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from tests.bert_reference import DIVERSE_TEXTS, BertReference
+from tests.support.bert_reference import DIVERSE_TEXTS, BertReference
 from triton_models import ModelSourceError, build_repository, packaged_weights
 from triton_models.check import served_module
 

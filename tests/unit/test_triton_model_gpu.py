@@ -19,9 +19,9 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
-from daemon.embedding.triton import _space_of
-from tests.bert_reference import DIVERSE_TEXTS, BertReference
-from tests.tiny_model import (
+from daemon.embedding.triton.embedder import _space_of
+from tests.support.bert_reference import DIVERSE_TEXTS, BertReference
+from tests.support.tiny_model import (
     HEADS,
     HIDDEN,
     POSITIONS,

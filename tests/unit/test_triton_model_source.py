@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.tiny_model import (
+from tests.support.tiny_model import (
     HIDDEN,
     LAYERS,
     POSITIONS,

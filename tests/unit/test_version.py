@@ -16,7 +16,7 @@ from daemon.core.version import (
     sweeps,
     widen_xid,
 )
-from tests.ordering.versions import MALFORMED, edited_texts, log_versions, snapshot_versions, versions
+from tests.support.ordering.versions import MALFORMED, edited_texts, log_versions, snapshot_versions, versions
 
 CHANGE = LogVersion(era=1, commit_lsn=100, lsn=120, xid=7)
 # Transactions below 10 have ended but for 5 and 7.

@@ -15,9 +15,9 @@ from temporalio.service import RPCError
 
 from daemon.verify.differences import Report
 from daemon.verify.session import opened
-from tests.mirrored_table import MirroredTable
-from workflows.activities.backfill_model import Target
-from workflows.backfill import Backfill, BackfillOrder, BackfillResult, workflow_id
+from tests.support.mirrored_table import MirroredTable
+from workflows.backfill.contract import Target
+from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult, workflow_id
 from workflows.client import connect, progress, progress_now, start
 from workflows.progress import Progress
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable
+from tests.support.mirrored_table import MirroredTable
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ Each gets a table with connector, daemon and worker running, and gives what is k
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tests.mirrored_table import MirroredTable
+from tests.support.mirrored_table import MirroredTable
 from tests.workflows.backfills import Backfills, insert
 from tests.workflows.reconciles import eventually, started, subject
 from tests.workflows.reindexes import Reindexes
 from tests.workflows.retries import Retries
-from workflows.activities.retry_model import Selection
-from workflows.reconcile import ReconcileOrder
-from workflows.reindex_model import APPROVAL, BACKFILLING, Approval, Rollback
-from workflows.retry import Retry
+from workflows.reconcile.workflow import ReconcileOrder
+from workflows.reindex.contract import APPROVAL, BACKFILLING, Approval, Rollback
+from workflows.retry.contract import Selection
+from workflows.retry.workflow import Retry
 
 Recording = Callable[[MirroredTable], Awaitable[dict[str, str]]]
 

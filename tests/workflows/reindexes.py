@@ -20,18 +20,17 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from daemon.core.vectors import encode
 from daemon.index.connection import connect as redis_connect
-from daemon.index.versions import IndexVersion, Versions, VersionTable
+from daemon.index.registry import IndexVersion, Versions, VersionTable
 from daemon.verify.differences import Report
 from daemon.verify.session import opened
 from deploy.local import artifacts
 from deploy.local.progress import silent
-from tests.mirrored_table import MirroredTable
-from tests.tiny_model import write_model
+from tests.support.mirrored_table import MirroredTable
+from tests.support.tiny_model import write_model
 from triton_models import build_model, read_source
-from workflows.activities.reindex_model import Changes
 from workflows.client import connect, start
-from workflows.reindex import Reindex
-from workflows.reindex_model import GRACE, ReindexOrder, ReindexStatus, workflow_id
+from workflows.reindex.contract import GRACE, Changes, ReindexOrder, ReindexStatus, workflow_id
+from workflows.reindex.workflow import Reindex
 
 DEADLINE_S = 90.0
 QUERIES_PER_S = 100

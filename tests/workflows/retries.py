@@ -9,7 +9,9 @@ from temporalio.client import Client, WorkflowHandle
 from daemon.settings import Config
 from daemon.source.record import Coordinates
 from workflows import search_attributes
-from workflows.activities.retry_model import (
+from workflows.client import connect
+from workflows.retry.client import RetryClient
+from workflows.retry.contract import (
     Feed,
     Held,
     Letter,
@@ -19,10 +21,8 @@ from workflows.activities.retry_model import (
     RetryStatus,
     TryOutcome,
 )
-from workflows.client import connect
-from workflows.feeder import workflow_id
-from workflows.retry import Retry
-from workflows.retry_client import RetryClient
+from workflows.retry.feeder import workflow_id
+from workflows.retry.workflow import Retry
 
 DEADLINE_S = 60.0
 HASTY = RetryPolicy(

@@ -11,9 +11,9 @@ from temporalio.client import WorkflowFailureError
 
 from daemon.index.connection import connect
 from daemon.index.layout import Layout
-from daemon.index.versions import Versions
+from daemon.index.registry import Versions
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.mirrored_table import MirroredTable, wait_until
 from tests.workflows.backfills import Backfills, check, editing, forget, insert
 from workflows.client import reason
 

@@ -7,7 +7,7 @@ import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable
+from tests.support.mirrored_table import MirroredTable
 from tests.workflows.backfills import Backfills, forget, insert, now, until_done
 from workflows.client import reason
 from workflows.progress import Progress

@@ -10,7 +10,7 @@ from temporalio.client import Client, WorkflowFailureError
 from daemon.config import load, parse
 from daemon.errors import ConfigError, WorkflowError
 from daemon.settings import TemporalSettings
-from tests.mirrored_table import MirroredTable
+from tests.support.mirrored_table import MirroredTable
 from tests.workflows.backfills import Backfills, forget, insert
 from workflows.client import connect, reason
 from workflows.codec import EncryptingCodec, codec

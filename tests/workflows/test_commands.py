@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.mirrored_table import MirroredTable, free_port
+from tests.support.mirrored_table import MirroredTable, free_port
 from tests.workflows.backfills import Backfills, insert
 
 ROWS = 300

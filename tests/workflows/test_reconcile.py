@@ -16,12 +16,12 @@ from daemon.index.layout import Layout
 from daemon.index.writer import IndexWriter, Put, Result
 from daemon.verify.differences import Difference as D
 from deploy.local.stack import Stack
-from tests.index_damage import TO_DOCUMENTS, bookkeeping_of, key_of, lost_chunk, surplus_chunk
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.index_damage import TO_DOCUMENTS, bookkeeping_of, key_of, lost_chunk, surplus_chunk
+from tests.support.mirrored_table import MirroredTable, wait_until
 from tests.workflows.reconciles import differences, edited, eventually, reconciled, started, subject
-from workflows import schedules
 from workflows.client import connect, progress_now
-from workflows.reconcile import Reconcile, ReconcileOrder
+from workflows.reconcile import schedules
+from workflows.reconcile.workflow import Reconcile, ReconcileOrder
 
 ROWS = 1100
 

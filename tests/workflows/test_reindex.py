@@ -14,12 +14,12 @@ from daemon.index.writer import IndexWriter
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable, wait_until
-from tests.tiny_model import HIDDEN
+from tests.support.mirrored_table import MirroredTable, wait_until
+from tests.support.tiny_model import HIDDEN
 from tests.workflows.reindexes import Readers, Reindexes, beside, editing, insert_words, tiny_model
-from workflows.activities.reindex_quality import QualityCheck
 from workflows.client import reason
-from workflows.reindex_model import APPROVAL, BACKFILLING, GRACE, Approval, Rollback
+from workflows.reindex.contract import APPROVAL, BACKFILLING, GRACE, Approval, Rollback
+from workflows.reindex.quality import QualityCheck
 from workflows.resources import Resources
 
 ROWS = 300

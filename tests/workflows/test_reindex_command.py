@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable, wait_until
+from tests.support.mirrored_table import MirroredTable, wait_until
 from tests.workflows.reindexes import insert_words
 
 ROWS = 60

@@ -16,12 +16,20 @@ from temporalio.testing import TimeSkippingConfig, WorkflowEnvironment
 from temporalio.worker import Worker
 
 from daemon.errors import ConfigError, RetryLater
-from daemon.index.versions import IndexVersion
+from daemon.index.registry import IndexVersion
 from workflows import search_attributes
-from workflows.activities.reconcile_model import Tally
-from workflows.activities.reindex_model import (
+from workflows.backfill.workflow import BackfillOrder, BackfillResult
+from workflows.client import reason
+from workflows.failures import application_error
+from workflows.reconcile.contract import Tally
+from workflows.reconcile.workflow import Reconciled, ReconcileOrder
+from workflows.registry import sandbox
+from workflows.reindex.contract import (
+    APPROVAL,
+    GRACE,
     Activated,
     Activation,
+    Approval,
     Behind,
     Changes,
     Dropped,
@@ -33,26 +41,16 @@ from workflows.activities.reindex_model import (
     PlanOrder,
     Quality,
     Registering,
+    Reindexed,
+    ReindexOrder,
+    ReindexStatus,
+    Rollback,
     ShortParity,
     VersionOf,
     Watch,
     Watched,
 )
-from workflows.backfill import BackfillOrder, BackfillResult
-from workflows.client import reason
-from workflows.failures import application_error
-from workflows.reconcile import Reconciled, ReconcileOrder
-from workflows.registry import sandbox
-from workflows.reindex import Reindex
-from workflows.reindex_model import (
-    APPROVAL,
-    GRACE,
-    Approval,
-    Reindexed,
-    ReindexOrder,
-    ReindexStatus,
-    Rollback,
-)
+from workflows.reindex.workflow import Reindex
 
 DAY_S = 24 * 3600.0
 OLD = IndexVersion(

@@ -1,6 +1,6 @@
 """What runs now must be able to go on with what was begun by an earlier build: every recorded history replays.
 
-`python -m tests.record_histories` records them anew from real servers; keep the old files beside the new ones.
+`python -m tests.support.record_histories` records them anew from real servers; keep the old files beside the new ones.
 """
 
 import json

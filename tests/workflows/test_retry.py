@@ -11,10 +11,10 @@ from confluent_kafka import Consumer, TopicPartition
 from daemon.core.version import SnapshotVersion, decode
 from daemon.index.layout import Layout
 from deploy.local.stack import Stack
-from tests.mirrored_table import MirroredTable, WorkerProcess, free_port, wait_until
-from tests.tcp_proxy import tcp_proxy
+from tests.support.mirrored_table import MirroredTable, WorkerProcess, free_port, wait_until
+from tests.support.tcp_proxy import tcp_proxy
 from tests.workflows.retries import Retries
-from workflows.activities.retry_model import TryOutcome
+from workflows.retry.contract import TryOutcome
 
 LONG = "long " * 100
 HASTY = "[retry_dead_letters]\npause_s_min = 0.5\npause_s_max = 2.0\n"

@@ -15,10 +15,10 @@ from redis import Redis
 
 from daemon.config import load
 from deploy.local.stack import Stack
-from tests.mirrored_table import DaemonProcess, WorkerProcess, free_port, wait_until
+from tests.support.mirrored_table import DaemonProcess, WorkerProcess, free_port, wait_until
 from tests.workflows.retries import Retries
-from workflows.activities.retry_model import GivenUp, Selection, TryOutcome
-from workflows.retry import Retry
+from workflows.retry.contract import GivenUp, Selection, TryOutcome
+from workflows.retry.workflow import Retry
 
 KEPT = "keep_bytes_in_dead_letters = true"
 

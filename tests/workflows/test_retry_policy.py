@@ -19,7 +19,9 @@ from temporalio.worker import Worker
 from daemon.errors import ConfigError, RetryLater
 from daemon.source.record import Coordinates
 from workflows import search_attributes
-from workflows.activities.retry_model import (
+from workflows.failures import application_error
+from workflows.registry import sandbox
+from workflows.retry.contract import (
     AllTried,
     Attempts,
     Complaint,
@@ -34,9 +36,7 @@ from workflows.activities.retry_model import (
     Tried,
     TryOutcome,
 )
-from workflows.failures import application_error
-from workflows.registry import sandbox
-from workflows.retry import Retry
+from workflows.retry.workflow import Retry
 
 DAY_S = 24 * 3600.0
 POLICY = RetryPolicy(

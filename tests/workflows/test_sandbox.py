@@ -19,7 +19,7 @@ def definition(kind: type) -> "workflow._Definition":
 
 def test_every_workflow_of_the_package_is_registered() -> None:
     found = set()
-    for module in pkgutil.iter_modules(workflows.__path__, "workflows."):
+    for module in pkgutil.walk_packages(workflows.__path__, "workflows."):
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if workflow._Definition.from_class(kind) is not None:
                 found.add(kind)

@@ -6,7 +6,7 @@ from pathlib import Path
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
 
 from daemon.settings import WorkerSettings
-from tests.mirrored_table import MirroredTable, WorkerProcess
+from tests.support.mirrored_table import MirroredTable, WorkerProcess
 from tests.workflows.backfills import Backfills, insert
 from workflows import search_attributes
 from workflows.client import connect

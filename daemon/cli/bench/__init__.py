@@ -1,0 +1,1 @@
+"""`livevec bench`: what a user runs to see how fast this installation is."""

@@ -1,0 +1,1 @@
+"""`livevec demo`: everything, live, with one command."""

@@ -1,0 +1,272 @@
+"""`livevec reindex`: another version of an index, made beside the one that readers see, and given to them at once."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from daemon.cli import context as given
+from daemon.cli.context import Json
+
+if TYPE_CHECKING:
+    from temporalio.client import Client, WorkflowHandle
+
+    from daemon.index.registry import IndexVersion
+    from daemon.settings import Config, Pipeline
+    from workflows.reindex.contract import Changes
+
+_START = "start"
+
+
+class _StartsByDefault(TyperGroup):
+    """`livevec reindex PIPELINE` is `livevec reindex start PIPELINE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [_START, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_StartsByDefault,
+    no_args_is_help=True,
+    help="Build an index anew with another model, template or HNSW setting, and give it to readers at once: "
+    "`livevec reindex PIPELINE --m 32`, the same as `livevec reindex start PIPELINE --m 32`.",
+)
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline.")]
+
+
+@app.command()
+def start(
+    context: typer.Context,
+    pipeline: Name,
+    model: Annotated[str | None, typer.Option(help="Its name at the embedding provider.")] = None,
+    dimension: Annotated[
+        int | None, typer.Option(min=1, help="Of the model's vectors. [default: what the model says]")
+    ] = None,
+    m: Annotated[int | None, typer.Option("--m", help="HNSW: edges of a node.")] = None,
+    ef_construction: Annotated[int | None, typer.Option(help="HNSW: candidates when inserting.")] = None,
+    metric: Annotated[str | None, typer.Option(help="cosine, l2 or ip.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="FLOAT32, FLOAT16 or BFLOAT16.")] = None,
+    template: Annotated[str | None, typer.Option(help="Text to embed: '{title}. {body}'.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Approve it by itself if the gate passes.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also where nothing would differ.")] = False,
+    grace: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds that one can roll back. [default: reindex.grace_s of the worker]"),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Most rows a second.")] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            help="Follow it until readers are given the new index, or a person is asked; exit status 1 where it fails.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make another version of the index of PIPELINE: as daemon.toml asks for, or as the options say.
+
+    Needs a worker and a running daemon. Readers see nothing of it until it is whole, measured and approved.
+    """
+    from workflows.reindex.contract import Changes, ReindexOrder
+
+    config = given.resolved(context)
+    settings = config.pipeline(pipeline)
+    changes = Changes(
+        model=model,
+        dimension=dimension,
+        m=m,
+        ef_construction=ef_construction,
+        metric=metric,
+        type=type_,
+        text=template,
+    )
+    if changes == Changes():
+        changes = _configured(config, settings)
+    if not force:
+        active = asyncio.run(_active(config, settings))
+        _refuse_the_same(settings, active, changes)
+    order = ReindexOrder(pipeline=pipeline, changes=changes, auto=auto, force=force, grace_s=grace, rate=rate)
+    asyncio.run(_start(config, settings, order, wait, as_json))
+
+
+@app.command()
+def approve(
+    context: typer.Context,
+    pipeline: Name,
+    force: Annotated[bool, typer.Option("--force", help="Though the gate fails.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give the new version to readers; returns when they see it."""
+    from workflows.reindex.contract import Approval
+
+    _tell(context, pipeline, "approve", as_json, Approval(force=force))
+
+
+@app.command()
+def reject(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
+    """Give the new version up, before readers see it; what there is of it is removed."""
+    _tell(context, pipeline, "reject", as_json)
+
+
+@app.command()
+def rollback(
+    context: typer.Context,
+    pipeline: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="Though the old version may lack changes; then reconcile it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Give readers the old version again, in the grace period; the new one is removed."""
+    from workflows.reindex.contract import Rollback
+
+    _tell(context, pipeline, "rollback", as_json, Rollback(force=force))
+
+
+@app.command()
+def finish(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
+    """End the grace period now: the old version is removed."""
+    _tell(context, pipeline, "finish", as_json)
+
+
+@app.command()
+def status(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
+    """Show the versions of an index, and how far a reindex is: its gate, and answers of both side by side."""
+    config = given.resolved(context)
+    settings = config.pipeline(pipeline)
+    asyncio.run(_status(config, settings, as_json))
+
+
+# ---- what is asked for
+
+
+def _configured(config: "Config", pipeline: "Pipeline") -> "Changes":
+    """What daemon.toml asks for."""
+    from workflows.reindex.contract import Changes
+
+    return Changes(
+        model=config.embedding.model,
+        dimension=config.embedding.dimension,
+        m=pipeline.index.m,
+        ef_construction=pipeline.index.ef_construction,
+        metric=pipeline.index.metric,
+        type=pipeline.index.type,
+        text=pipeline.text,
+        chunking=(pipeline.chunking.tokens_max, pipeline.chunking.tokens_overlap),
+        metadata=tuple((field.column, field.field, field.type) for field in pipeline.metadata),
+    )
+
+
+async def _active(config: "Config", pipeline: "Pipeline") -> "IndexVersion":
+    from daemon.index.connection import connect
+    from daemon.index.registry import Versions
+
+    client = connect(config.redis)
+    try:
+        return (await Versions(client, pipeline.name).known()).version()
+    finally:
+        await client.aclose()
+
+
+def _refuse_the_same(pipeline: "Pipeline", active: "IndexVersion", changes: "Changes") -> None:
+    from daemon.errors import ConfigError
+
+    if not active.differences(changes.applied(active)):
+        raise ConfigError(
+            f"the index of {pipeline.name!r} is as it is asked for (version {active.number}): nothing would differ. "
+            "Say what shall, with --model, --m, --type, --template, .. or in daemon.toml; --force builds it anew"
+        )
+
+
+# ---- talking to Temporal
+
+
+async def _start(config: "Config", pipeline: "Pipeline", order: Any, wait: bool, as_json: bool) -> None:
+    from daemon.cli import console
+    from daemon.cli.reindex import follow as reindex_follow
+    from workflows import client as temporal
+    from workflows.reindex.contract import workflow_id
+    from workflows.reindex.workflow import Reindex
+
+    client = await temporal.connect(config)
+    asked = ", ".join(
+        f"{name} {value}" for name, value in order.changes.model_dump(exclude_none=True).items()
+    )
+    handle = await temporal.start(
+        client,
+        config,
+        Reindex.run,
+        order,
+        workflow_id=workflow_id(pipeline.name),
+        pipeline=pipeline,
+        summary=f"Reindex of {pipeline.name}",
+        details=(
+            f"Makes another version of the index `{pipeline.name}` beside the one that readers see ({asked}), measures "
+            "it, and gives it to them at once. Updates: `approve`, `reject`, `rollback`, `finish`."
+        ),
+    )
+    if wait:
+        await reindex_follow.follow(config, pipeline, client, handle, as_json)
+        return
+    address = temporal.ui_address(config, handle.id, handle.first_execution_run_id)
+    if as_json:
+        console.print_json({"workflow_id": handle.id, "run_id": handle.first_execution_run_id, "ui": address})
+        return
+    console.out.print(f"started [bold]{handle.id}[/bold]: {address}", soft_wrap=True)
+    console.out.print(f"see it with `livevec reindex status {pipeline.name}`")
+
+
+def _tell(context: typer.Context, pipeline: str, update: str, as_json: bool, argument: Any = None) -> None:
+    config = given.resolved(context)
+    settings = config.pipeline(pipeline)
+
+    async def work() -> None:
+        from workflows.client import connect
+
+        client = await connect(config)
+        await _updated(client, pipeline, update, argument)
+        await _status(config, settings, as_json, client)
+
+    asyncio.run(work())
+
+
+async def _updated(client: "Client", pipeline: str, update: str, argument: Any) -> None:
+    from datetime import timedelta
+
+    from temporalio.client import WorkflowUpdateFailedError, WorkflowUpdateStage
+    from temporalio.service import RPCError, RPCStatusCode
+
+    from daemon.cli.workflows import refused
+    from daemon.errors import WorkflowError
+    from workflows.client import reason
+    from workflows.reindex.contract import workflow_id
+
+    handle: WorkflowHandle[Any, Any] = client.get_workflow_handle(workflow_id(pipeline))
+    try:
+        started = await handle.start_update(
+            update,
+            args=[] if argument is None else [argument],
+            wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+            rpc_timeout=timedelta(seconds=15),
+        )
+        await started.result()
+    except WorkflowUpdateFailedError as error:
+        raise WorkflowError(f"{handle.id}: {reason(error)}") from error
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise WorkflowError(
+                f"no reindex of {pipeline!r} runs; `livevec reindex {pipeline}` begins one"
+            ) from error
+        raise refused(handle.id, error) from error
+
+
+async def _status(
+    config: "Config", pipeline: "Pipeline", as_json: bool, client: "Client | None" = None
+) -> None:
+    from daemon.cli.reindex import follow as reindex_follow
+    from workflows.client import connect
+
+    await reindex_follow.show(config, pipeline, client or await connect(config), as_json)

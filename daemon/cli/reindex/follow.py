@@ -1,0 +1,272 @@
+"""What `livevec reindex` shows: the versions of an index, a gate, answers side by side, lines for daemon.toml."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from temporalio.client import Client, WorkflowHandle
+
+    from daemon.cli.console import Steps
+    from daemon.index.registry import IndexVersion, VersionTable
+    from daemon.settings import Config, Pipeline
+    from workflows.reindex.contract import Answers, Gate, ReindexStatus
+
+_POLL_S = 0.5
+_TEXT_SHOWN = 60
+_ANSWERS_SHOWN = 5
+
+
+async def follow(
+    config: "Config",
+    pipeline: "Pipeline",
+    client: "Client",
+    handle: "WorkflowHandle[Any, Any]",
+    as_json: bool,
+) -> None:
+    """Until readers are given the new version, or a person is asked.
+
+    Raises:
+        WorkflowError: it failed; says why.
+        typer.Exit: the gate fails.
+    """
+    from daemon.cli import console
+    from workflows.client import ui_address
+
+    console.err.print(
+        f"{handle.id}: {ui_address(config, handle.id, handle.first_execution_run_id)}",
+        soft_wrap=True,
+        markup=False,
+    )
+    with console.Steps() as steps:
+        reached = await _settled(client, handle, steps)
+    await show(config, pipeline, client, as_json)
+    if reached is not None and reached.gate is not None and not reached.gate.passed:
+        raise typer.Exit(1)
+
+
+async def _settled(
+    client: "Client", handle: "WorkflowHandle[Any, Any]", steps: "Steps"
+) -> "ReindexStatus | None":
+    """The status once there is nothing to wait for; None: it has ended."""
+    from temporalio.client import WorkflowExecutionStatus
+    from temporalio.service import RPCError
+
+    from workflows.client import progress_now, result
+    from workflows.reindex.contract import APPROVAL, BACKFILLING, CHECKING, GRACE
+
+    children = {BACKFILLING: "backfill", CHECKING: "check"}
+    shown = ""
+    while True:
+        try:
+            description = await handle.describe()
+        except RPCError:
+            steps.news("Temporal is away", "the workflow goes on when it is back")
+            await asyncio.sleep(_POLL_S)
+            continue
+        if description.status is not WorkflowExecutionStatus.RUNNING:
+            await result(handle)
+            return None
+        reached = await asked(handle)
+        phase = reached.phase if reached else "no worker answers; start one: `livevec worker`"
+        if shown and shown != phase:
+            steps.news(shown, end=True)
+        shown = phase
+        if reached is not None and phase in (APPROVAL, GRACE):
+            return reached
+        waiting = ", ".join(reached.waiting_for) if reached else ""
+        done, total = None, None
+        if phase in children:
+            child = client.get_workflow_handle(f"{handle.id}-{children[phase]}")
+            try:
+                found = await progress_now(child, await child.describe())
+            except RPCError:
+                found = None
+            if found is not None:
+                done, total = found.done, found.total
+        steps.news(phase, f"waiting for {waiting}" if waiting else "", done, total)
+        await asyncio.sleep(_POLL_S)
+
+
+async def asked(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None":
+    """What the workflow answers; None: no worker does, or there is none."""
+    from datetime import timedelta
+
+    from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError
+    from temporalio.service import RPCError
+
+    from workflows.reindex.contract import ReindexStatus
+
+    try:
+        found: ReindexStatus = await handle.query(
+            "status", result_type=ReindexStatus, rpc_timeout=timedelta(seconds=5)
+        )
+    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+        return None
+    return found
+
+
+async def show(config: "Config", pipeline: "Pipeline", client: "Client", as_json: bool) -> None:
+    """The versions there are, and how far the latest reindex is."""
+    from daemon.cli import console
+    from daemon.cli.reindex import toml as reindex_toml
+    from daemon.index.connection import connect
+    from daemon.index.registry import Versions
+    from workflows.reindex.contract import workflow_id
+
+    reached = await asked(client.get_workflow_handle(workflow_id(pipeline.name)))
+    redis = connect(config.redis)
+    try:
+        versions = Versions(redis, pipeline.name)
+        table = await versions.known()
+        written = {number: sorted(await versions.writers(number)) for number in table.versions}
+        gate = reached.gate if reached else None
+        texts = await _texts(redis, pipeline.name, reached) if gate and not as_json else {}
+    finally:
+        await redis.aclose()
+    active = table.version()
+    # Before the swap, what daemon.toml asks for may be what is being made.
+    swapped = reached is None or reached.grace_until_s is not None
+    lines = reindex_toml.lines(config, pipeline, active) if swapped else []
+    if as_json:
+        console.print_json(
+            {
+                "pipeline": pipeline.name,
+                "active": table.active,
+                "versions": [_content(table, one, written[one.number]) for one in table.versions.values()],
+                "reindex": reached.model_dump(mode="json") if reached else None,
+                "gate_failures": list(gate.failures) if gate else None,
+                "daemon_toml": lines,
+            }
+        )
+        return
+    _print_versions(table)
+    if reached is not None:
+        _print_reached(reached, texts)
+    if lines:
+        console.out.print("\ndaemon.toml does not ask for what readers see; with these lines it does:")
+        for line in lines:
+            console.out.print(f"    {line}", markup=False, soft_wrap=True)
+
+
+def _content(
+    table: "VersionTable", version: "IndexVersion", writers: list[tuple[str, int]]
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    state = _state(table, version.number)
+    return asdict(version) | {
+        "state": state,
+        "failure": table.failed.get(version.number),
+        "written_of": [f"{topic}/{partition}" for topic, partition in writers],
+    }
+
+
+def _state(table: "VersionTable", number: int) -> str:
+    if number == table.active:
+        return "searched"
+    if number in table.failed:
+        return "failed"
+    return "retired" if number in table.retired else "beside it"
+
+
+def _print_versions(table: "VersionTable") -> None:
+    from daemon.cli import console
+
+    shown = console.table("version", "state", "model", "dimension", "m", "ef", "metric", "type", "text")
+    for number, one in sorted(table.versions.items()):
+        cells = (one.model, one.dimension, one.m, one.ef_construction, one.metric, one.type, one.text)
+        shown.add_row(str(number), _state(table, number), *map(console.plain, cells))
+    console.out.print(shown)
+    for number, why in table.failed.items():
+        console.out.print(f"version {number} cannot be written: {why}", markup=False, soft_wrap=True)
+
+
+def _print_reached(reached: "ReindexStatus", texts: dict[tuple[int, str], str]) -> None:
+    from daemon.cli import console
+    from workflows.reindex.contract import APPROVAL, GRACE
+
+    waiting = f", for {', '.join(reached.waiting_for)}" if reached.waiting_for else ""
+    console.out.print(
+        f"\nlatest reindex: [bold]{reached.phase}[/bold]{waiting} {reached.note}", soft_wrap=True
+    )
+    if reached.gate is not None:
+        _print_gate(reached.gate)
+        for answers in reached.gate.quality.answers[:_ANSWERS_SHOWN]:
+            _print_answers(answers, reached, texts)
+    name = reached.pipeline
+    if reached.phase == APPROVAL:
+        force = "" if reached.gate is None or reached.gate.passed else " --force"
+        console.out.print(f"\n`livevec reindex approve {name}{force}`, or `livevec reindex reject {name}`")
+    elif reached.phase == GRACE:
+        console.out.print(
+            f"\n`livevec reindex rollback {name}` gives readers the old version again; "
+            f"`livevec reindex finish {name}` removes it now"
+        )
+
+
+def _print_gate(gate: "Gate") -> None:
+    from daemon.cli import console
+
+    quality = gate.quality
+    console.out.print(f"{console.OK if gate.passed else console.BAD} gate")
+    for failure in gate.failures:
+        console.out.print(f"    {failure}", markup=False)
+    console.out.print(f"    {gate.rows:,} rows compared with {gate.documents:,} documents")
+    if quality.recall is not None:
+        part = " (more were left out: reindex.exact_vectors_max)" if quality.left_out else ""
+        console.out.print(
+            f"    recall@10 {quality.recall:.3f}, by {quality.queries} queries against exact search over "
+            f"{quality.vectors:,} vectors{part}"
+        )
+    if quality.overlap is not None:
+        console.out.print(f"    {quality.overlap:.0%} of the answers are those of the old version")
+
+
+def _print_answers(answers: "Answers", reached: "ReindexStatus", texts: dict[tuple[int, str], str]) -> None:
+    from itertools import zip_longest
+
+    from daemon.cli import console
+
+    assert reached.old is not None
+    assert reached.new is not None
+    numbers = (reached.old.number, reached.new.number)
+    query = texts.get((numbers[0], answers.query)) or texts.get((numbers[1], answers.query), "")
+    table = console.table(f"version {numbers[0]}", "", f"version {numbers[1]}", "")
+    pairs = list(zip_longest(answers.old, answers.new))
+    for pair in pairs[:_ANSWERS_SHOWN]:
+        cells: list[str] = []
+        for number, hit in zip(numbers, pair, strict=True):
+            shown = f"{hit[0]}: {texts.get((number, hit[0]), '(gone)')}" if hit else ""
+            cells += [shown, f"{hit[1]:.4f}" if hit else ""]
+        table.add_row(*map(console.plain, cells))
+    console.out.print()
+    console.out.print(f"{answers.query}: {query}  ({answers.overlap:.0%} the same)", markup=False)
+    console.out.print(table)
+
+
+async def _texts(redis: Any, pipeline: str, reached: "ReindexStatus | None") -> dict[tuple[int, str], str]:
+    """Texts of the documents that are shown, by version and id; out of Redis, since Temporal holds none."""
+    from daemon.index.connection import translated
+    from daemon.index.layout import Layout
+
+    if reached is None or reached.gate is None or reached.old is None or reached.new is None:
+        return {}
+    wanted: dict[tuple[int, str], None] = {}
+    for answers in reached.gate.quality.answers[:_ANSWERS_SHOWN]:
+        for version, hits in ((reached.old, answers.old), (reached.new, answers.new)):
+            wanted |= dict.fromkeys((version.number, one) for one, _ in hits)
+            wanted[version.number, answers.query] = None
+    if not wanted:
+        return {}
+    pipe = redis.pipeline(transaction=False)
+    for number, identifier in wanted:
+        pipe.execute_command("HGET", f"{Layout(pipeline, number).keys(identifier)[2]}:0", "text")
+    with translated():
+        found = await pipe.execute()
+    texts = {one: text.decode() for one, text in zip(wanted, found, strict=True) if text is not None}
+    return {
+        one: text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…"
+        for one, text in texts.items()
+    }

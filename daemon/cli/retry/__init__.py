@@ -1,0 +1,1 @@
+"""`livevec retry`: the command, and how it lists dead letters."""

@@ -1,0 +1,170 @@
+"""`livevec retry --list` and `--show`: what Temporal holds, and what waits in Kafka; without Temporal, Kafka alone."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from daemon.errors import LivevecError, WorkflowError
+
+if TYPE_CHECKING:
+    from daemon.settings import Config
+    from daemon.source.kafka.dead_letter_reader import DeadLetter
+    from workflows.retry.contract import Held, RetryState
+
+_LETTERS_MAX = 10_000
+_SHOWN_MAX = 50
+_TEMPORAL_S = 20.0
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One document. `attempts` and what follows are not known without Temporal."""
+
+    key: str
+    reason: str
+    state: str
+    message: str
+    dead_lettered_at: str
+    version: str
+    attempts: int | None
+    next_try_at: str | None
+    place: str
+    record: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All of a pipeline; `note`: what could not be asked, `left_out`: older dead letters that were not read."""
+
+    documents: tuple[Listed, ...]
+    letters: "dict[str, DeadLetter]"
+    note: str
+    left_out: int
+
+
+def list_(config: "Config", pipeline: str, reason: str | None, key: str | None, as_json: bool) -> None:
+    """Print all, or those of one reason or key."""
+    from daemon.cli import console
+
+    found = asyncio.run(_listing(config, pipeline))
+    documents = [one for one in found.documents if reason in (None, one.reason) and key in (None, one.key)]
+    if as_json:
+        content = {"pipeline": pipeline, "note": found.note, "left_out": found.left_out}
+        console.print_json({**content, "dead_letters": [vars(one) for one in documents]})
+        return
+    if found.note:
+        console.err.print(found.note, markup=False, style="yellow")
+    if not documents:
+        console.out.print(f"no dead letters of {pipeline}")
+        return
+    table = console.table("key", "reason", "state", "attempts", "next try", "why")
+    for one in documents[:_SHOWN_MAX]:
+        attempts = "" if one.attempts is None else str(one.attempts)
+        cells = (one.key, one.reason, one.state, attempts, one.next_try_at or "", one.message)
+        table.add_row(*(console.plain(cell) for cell in cells))
+    console.out.print(table)
+    if len(documents) > _SHOWN_MAX:
+        console.out.print(f"and {len(documents) - _SHOWN_MAX:,} more; --json prints all")
+
+
+def show(config: "Config", pipeline: str, key: str, as_json: bool) -> None:
+    """Print all that is known of one.
+
+    Raises:
+        LivevecError: there is none of that key.
+    """
+    from daemon.cli import console
+
+    found = asyncio.run(_listing(config, pipeline))
+    one = next((one for one in found.documents if one.key == key), None)
+    if one is None:
+        raise LivevecError(
+            f"{pipeline} has no dead letter with the key {key!r}; --list shows those there are"
+        )
+    letter = found.letters.get(key)
+    content: dict[str, Any] = {**vars(one), "note": found.note}
+    if letter is not None:
+        content["operation"] = letter.operation
+        content["committed_at"] = _time(letter.committed_at_s)
+        content["kept_bytes"] = None if letter.value is None else len(letter.value)
+    if as_json:
+        console.print_json(content)
+        return
+    table = console.table("", "")
+    for name, value in content.items():
+        if value not in (None, ""):
+            table.add_row(name.replace("_", " "), console.plain(value))
+    console.out.print(table)
+
+
+async def _listing(config: "Config", pipeline: str) -> Listing:
+    from daemon.source.kafka.dead_letter_reader import read_committed, read_letters
+    from workflows.retry.feeder import group_id
+
+    topic = config.kafka.dead_letter_topic(pipeline)
+    read = await asyncio.to_thread(read_letters, config.kafka, topic, _LETTERS_MAX)
+    group = config.kafka.model_copy(update={"group_id": group_id(config)})
+    taken = await asyncio.to_thread(read_committed, group, topic)
+    state, note = await _state(config, pipeline)
+    letters = {letter.name: letter for letter in read.letters}
+    documents = []
+    if state is not None:
+        documents = [_held(held, letters, state) for held in state.held]
+    named = {one.key for one in documents}
+    for letter in letters.values():
+        waits = letter.place.offset >= taken.get(letter.place.partition, 0)
+        if letter.name not in named and (waits or state is None):
+            documents.append(_in_kafka(letter, "not taken yet" if waits else "unknown"))
+    return Listing(tuple(documents), letters, note, read.left_out)
+
+
+async def _state(config: "Config", pipeline: str) -> "tuple[RetryState | None, str]":
+    from workflows.client import connect
+    from workflows.retry.client import RetryClient
+
+    try:
+        # A server that takes connections and says nothing is waited for by the SDK for half a minute.
+        async with asyncio.timeout(_TEMPORAL_S):
+            return await RetryClient(await connect(config), config, pipeline).state(), ""
+    except (WorkflowError, TimeoutError) as error:
+        why = str(error) or f"Temporal does not answer at {config.temporal.address}"
+        return None, f"{why}. This list is Kafka's alone: what was mended since is in it"
+
+
+def _held(held: "Held", letters: "dict[str, DeadLetter]", state: "RetryState") -> Listed:
+    letter = held.letter
+    dead = letters.get(letter.name)
+    by_reason = {complaint.reason: complaint.message for complaint in state.complaints}
+    same = dead is not None and dead.reason == letter.reason and dead.place == letter.place
+    return Listed(
+        key=letter.name,
+        reason=letter.reason,
+        state=f"given up: {held.given_up}" if held.given_up else "waits",
+        message=dead.message if same and dead is not None else by_reason.get(letter.reason, ""),
+        dead_lettered_at=_time(letter.at_s),
+        version=letter.version,
+        attempts=held.attempts,
+        next_try_at=_time(held.next_at_s),
+        place=str(letter.place),
+        record=str(letter.record) if letter.record else None,
+    )
+
+
+def _in_kafka(letter: "DeadLetter", state: str) -> Listed:
+    return Listed(
+        key=letter.name,
+        reason=letter.reason,
+        state=state,
+        message=letter.message,
+        dead_lettered_at=_time(letter.dead_lettered_at_s),
+        version=letter.version,
+        attempts=None,
+        next_try_at=None,
+        place=str(letter.place),
+        record=str(letter.record) if letter.record else None,
+    )
+
+
+def _time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""`livevec status`: the command, and the probes that look at each part."""

@@ -1,0 +1,66 @@
+"""`livevec status`: the health of every part, lag and freshness."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import typer
+
+from daemon.cli import context as given
+from daemon.cli.context import Json
+
+if TYPE_CHECKING:
+    from daemon.cli.status.probe_result import Freshness, Report
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+
+
+def status(context: typer.Context, as_json: Json = False) -> None:
+    """Show the health of every part, consumer lag and freshness; exit status 1 if something is down."""
+    from daemon.cli import console
+    from daemon.cli.status.probes import look
+
+    report = asyncio.run(look(given.resolved(context)))
+    if as_json:
+        console.print_json(report)
+    else:
+        _show(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _show(report: "Report") -> None:
+    from daemon.cli import console
+
+    parts = console.table("", "part", "state", "what to do")
+    for part in report.parts:
+        mark = console.OK if part.ok else console.BAD
+        parts.add_row(mark, part.name, console.plain(part.message), console.plain(part.remedy))
+    console.out.print(parts)
+    if report.lag:
+        lag = console.table("topic", "partition", "committed", "end", "behind")
+        for one in report.lag:
+            committed = "none" if one.committed is None else f"{one.committed:,}"
+            lag.add_row(one.topic, str(one.partition), committed, f"{one.end:,}", f"{one.lag:,}")
+        console.out.print()
+        console.out.print(lag)
+    _show_freshness(report.freshness)
+
+
+def _show_freshness(freshness: "Freshness") -> None:
+    from daemon.cli import console
+
+    if freshness.commit_to_searchable_ms is None:
+        return
+    console.out.print()
+    for source, behind_s in freshness.behind_s.items():
+        console.out.print(f"source {source}: every change is searchable up to {behind_s:.1f} s ago")
+    rows = {"commit to searchable": freshness.commit_to_searchable_ms, **freshness.stages_ms}
+    if not freshness.commit_to_searchable_ms.count:
+        return
+    table = console.table("last minutes, ms", "p50", "p95", "p99", "max", "changes")
+    for name, found in rows.items():
+        figures = (f"{value:.1f}" for value in (found.p50, found.p95, found.p99, found.max))
+        table.add_row(name, *figures, f"{found.count:,}")
+    console.out.print(table)

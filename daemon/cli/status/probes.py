@@ -1,0 +1,290 @@
+"""Looks at every part of a running livevec: all at once, each within seconds, whatever state it is in."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import httpx
+import psycopg
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from connectors import slot
+from connectors.connect import KafkaConnect
+from connectors.connect import Status as ConnectorStatus
+from daemon.bench.percentiles import STAGES, percentiles_ms
+from daemon.cli.daemon_http import DaemonHttp
+from daemon.cli.librdkafka import quiet_log
+from daemon.cli.status.probe_result import (
+    Findings,
+    Freshness,
+    IndexState,
+    Part,
+    PartitionLag,
+    Report,
+    SlotState,
+)
+from daemon.embedding.factory import make_embedder
+from daemon.errors import ConnectorError, LivevecError, StopProcess
+from daemon.index.connection import Client, connect, translated
+from daemon.index.registry import Versions
+from daemon.index.writer import IndexWriter
+from daemon.settings import Config, Pipeline, PostgresSource
+from daemon.source.kafka.reader import consumer_settings
+
+_CALL_TIMEOUT_S = 3.0
+_PROBE_TIMEOUT_S = 6.0
+_RECENT_S = 300.0
+_UP = "start it; the embedded stack: `livevec up --detach`"
+
+
+async def look(config: Config) -> Report:
+    """Ask all parts at once."""
+    probes: list[tuple[str, Awaitable[Findings]]] = [
+        ("kafka", _in_thread(lambda: _kafka(config))),
+        ("redis", _redis(config)),
+        ("embedder", _embedder(config)),
+        ("temporal", _temporal(config)),
+        ("daemon", _in_thread(lambda: _daemon(config))),
+    ]
+    for source in config.sources:
+        if isinstance(source, PostgresSource):
+            quick = source.model_copy(update={"timeout_s": _CALL_TIMEOUT_S})
+            probes.append((f"postgres {source.name}", _in_thread(lambda s=quick: _postgres(s))))  # type: ignore[misc]
+            probes.append(
+                (f"connector {source.name}", _in_thread(lambda s=quick: _connector(config, s)))  # type: ignore[misc]
+            )
+    found = await asyncio.gather(*(_bounded(name, probe) for name, probe in probes))
+    parts = tuple(part for one in found for part in one.parts)
+    return Report(
+        ok=all(part.ok for part in parts),
+        parts=parts,
+        slots=tuple(state for one in found for state in one.slots),
+        lag=tuple(lag for one in found for lag in one.lag),
+        indexes=tuple(index for one in found for index in one.indexes),
+        freshness=next((one.freshness for one in found if one.freshness), Freshness()),
+    )
+
+
+async def _bounded(name: str, probe: Awaitable[Findings]) -> Findings:
+    """What the probe found; a part that is silent or down is a finding too."""
+    try:
+        return await asyncio.wait_for(probe, _PROBE_TIMEOUT_S)
+    except TimeoutError:
+        message = f"no answer within {_PROBE_TIMEOUT_S:g} s"
+        return Findings([Part(name, False, message, "it hangs or is overloaded: see its log, restart it")])
+    except ConnectorError as error:
+        return Findings([Part(name, False, str(error).removesuffix(f"; {error.remedy}"), error.remedy)])
+    except LivevecError as error:
+        return Findings([Part(name, False, str(error), "" if isinstance(error, StopProcess) else _UP)])
+
+
+def _in_thread(work: Callable[[], Findings]) -> Awaitable[Findings]:
+    """Run in a thread that does not hold up the end of the process, as asyncio's own threads do."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Findings] = loop.create_future()
+
+    def settle(result: Findings | None, error: BaseException | None) -> None:
+        if not future.done():
+            if error is not None:
+                future.set_exception(error)
+            elif result is not None:
+                future.set_result(result)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            failure = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _kafka(config: Config) -> Findings:
+    consumer = Consumer(consumer_settings(config.kafka), logger=quiet_log())
+    try:
+        known = consumer.list_topics(timeout=_CALL_TIMEOUT_S).topics
+        topics = sorted({config.topic(pipeline) for pipeline in config.pipelines})
+        partitions = [TopicPartition(t, p) for t in topics if t in known for p in sorted(known[t].partitions)]
+        lag = [_lag(consumer, found) for found in consumer.committed(partitions, timeout=_CALL_TIMEOUT_S)]
+    except KafkaException as error:
+        address = config.kafka.bootstrap_servers
+        return Findings([Part("kafka", False, f"{address} cannot be reached ({error.args[0].str()})", _UP)])
+    finally:
+        consumer.close()
+    missing = [topic for topic in topics if topic not in known]
+    if missing:
+        message = f"no topic {', '.join(missing)}"
+        return Findings([Part("kafka", False, message, "`livevec connector apply` creates it")], lag)
+    behind = sum(one.lag for one in lag)
+    return Findings([Part("kafka", True, f"{len(lag)} partitions, {behind:,} records behind")], lag)
+
+
+def _lag(consumer: Consumer, found: TopicPartition) -> PartitionLag:
+    low, high = consumer.get_watermark_offsets(found, timeout=_CALL_TIMEOUT_S, cached=False)
+    committed = found.offset if found.offset >= 0 else None
+    lag = max(0, high - (low if committed is None else committed))
+    return PartitionLag(found.topic, found.partition, committed, high, lag)
+
+
+def _postgres(source: PostgresSource) -> Findings:
+    name = f"postgres {source.name}"
+    try:
+        with slot.connect(source) as connection:
+            row = connection.execute(
+                "SELECT active, wal_status = 'lost', coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::int8"
+                " FROM pg_replication_slots WHERE slot_name = %s",
+                [source.slot_name],
+            ).fetchone()
+    except psycopg.Error as error:
+        return Findings([Part(name, False, f"refuses the query: {error}".strip(), "see PostgreSQL's log")])
+    if row is None:
+        message = f"up, but there is no slot {source.slot_name}"
+        return Findings([Part(name, False, message, "`livevec connector apply` creates it")])
+    active, lost, lag_bytes = bool(row[0]), bool(row[1]), int(str(row[2]))
+    state = SlotState(source.name, source.slot_name, active, lag_bytes)
+    message = f"slot {source.slot_name} {'active' if active else 'not active'}, {lag_bytes:,} bytes behind"
+    remedy = ""
+    if lost:
+        message = f"slot {source.slot_name} lost log that it needed"
+        remedy = "delete the connector with its slot, raise the source's `era` by one, apply, verify --repair"
+    elif not active:
+        remedy = "see the connector below; log piles up until it reads again"
+    return Findings([Part(name, active and not lost, message, remedy)], slots=[state])
+
+
+def _connector(config: Config, source: PostgresSource) -> Findings:
+    name = f"connector {source.name}"
+    with KafkaConnect(config.connect.model_copy(update={"timeout_s": _CALL_TIMEOUT_S})) as client:
+        status = client.status(source.name)
+    if status is None:
+        return Findings(
+            [Part(name, False, "there is none", "`livevec connector apply` creates it")],
+        )
+    message = f"{status.state}, task {status.task or 'none'}"
+    if (status.state, status.task) == ("RUNNING", "RUNNING"):
+        return Findings([Part(name, True, message)])
+    return Findings([Part(name, False, f"{message} {status.error}".strip(), _remedy(source, status))])
+
+
+def _remedy(source: PostgresSource, status: ConnectorStatus) -> str:
+    if status.state in ("PAUSED", "STOPPED"):
+        return f"`livevec connector resume {source.name}`"
+    return f"`livevec connector apply {source.name}` says why, and restarts it"
+
+
+async def _redis(config: Config) -> Findings:
+    client = connect(config.redis.model_copy(update={"timeout_s": _CALL_TIMEOUT_S}))
+    try:
+        with translated():
+            memory = await client.info("memory")
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy == "noeviction":
+            message = f"{memory.get('used_memory_human', '?')} used"
+            if memory.get("maxmemory"):
+                message += f" of {memory['maxmemory_human']}"
+            parts = [Part("redis", True, message)]
+        else:
+            remedy = "CONFIG SET maxmemory-policy noeviction, then `livevec verify --repair`"
+            parts = [
+                Part("redis", False, f"maxmemory-policy {policy} may evict what guards the rows", remedy)
+            ]
+        indexes = []
+        for pipeline in config.pipelines:
+            part, state = await _index(client, config, pipeline)
+            parts.append(part)
+            if state is not None:
+                indexes.append(state)
+        return Findings(parts, indexes=indexes)
+    finally:
+        await client.aclose()
+
+
+async def _index(client: Client, config: Config, pipeline: Pipeline) -> tuple[Part, IndexState | None]:
+    name = f"index {pipeline.name}"
+    try:
+        with translated():
+            info = await cast(Any, client.ft(pipeline.name)).info()
+    except StopProcess:
+        return Part(name, False, "there is none", "`livevec run` makes it when it starts"), None
+    plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
+    versions = Versions(client, pipeline.name)
+    number = (await versions.known()).active
+    writer = IndexWriter(client, versions.layout(number), config.redis.pipeline_commands_max)
+    state = IndexState(
+        pipeline=pipeline.name,
+        documents=int(plain["num_docs"]),
+        indexing_failures=int(plain["hash_indexing_failures"]),
+        needs_reconcile=tuple(sorted(await writer.reconcile_reasons())),
+    )
+    remedy = f"`livevec verify {pipeline.name} --repair`"
+    if state.needs_reconcile:
+        reasons = ", ".join(state.needs_reconcile)
+        return Part(name, False, f"{state.documents:,} documents, may be wrong: {reasons}", remedy), state
+    if state.indexing_failures:
+        message = f"{state.documents:,} documents, {state.indexing_failures:,} could not be indexed"
+        return Part(name, False, message, remedy), state
+    return Part(name, True, f"{state.documents:,} documents"), state
+
+
+async def _embedder(config: Config) -> Findings:
+    embedder = make_embedder(config.embedding.model_copy(update={"timeout_s": _CALL_TIMEOUT_S}))
+    try:
+        space = await embedder.start()
+        began_s = time.perf_counter()
+        await embedder.embed(["livevec"])
+        took_ms = (time.perf_counter() - began_s) * 1000
+    finally:
+        await embedder.close()
+    return Findings(
+        [Part("embedder", True, f"{space.model}, {space.dimension} numbers, one text in {took_ms:.1f} ms")]
+    )
+
+
+async def _temporal(config: Config) -> Findings:
+    from temporalio.client import Client as TemporalClient
+    from temporalio.service import RPCError
+
+    settings = config.temporal
+    try:
+        client = await TemporalClient.connect(settings.address, namespace=settings.namespace)
+        healthy = await client.service_client.check_health()
+    except (RuntimeError, RPCError) as error:
+        message = f"{settings.address} cannot be reached ({str(error).partition(chr(10))[0][:120]})"
+        return Findings([Part("temporal", False, message, _UP)])
+    message = f"namespace {settings.namespace}, UI at {settings.ui_url}"
+    return Findings([Part("temporal", healthy, message, "" if healthy else "see Temporal's log")])
+
+
+def _daemon(config: Config) -> Findings:
+    daemon = DaemonHttp(config.telemetry.address, _CALL_TIMEOUT_S)
+    try:
+        status = daemon.status()
+        behind = daemon.gauges("livevec_fresh_through_timestamp_seconds")
+        samples = daemon.samples(max(0, status["samples"] - 5_000)).latest
+    except httpx.HTTPError as error:
+        message = f"no daemon answers at {daemon.url} ({type(error).__name__})"
+        return Findings([Part("daemon", False, message, "start it: `livevec run`")])
+    finally:
+        daemon.close()
+    now_s = time.time()
+    recent = [sample for sample in samples if sample["committed_at"] > now_s - _RECENT_S]
+    freshness = Freshness(
+        behind_s={source: round(now_s - at_s, 3) for source, at_s in behind.items() if at_s > 0},
+        commit_to_searchable_ms=percentiles_ms([sample["total"] for sample in recent]),
+        stages_ms={stage: percentiles_ms([sample[stage] for sample in recent]) for stage in STAGES},
+    )
+    down = [f"{name}: {part['message']}" for name, part in status["parts"].items() if not part["up"]]
+    down += [f"pipeline {name}: {message}" for name, message in status["stopped_pipelines"].items()]
+    if status["ready"]:
+        part = Part("daemon", True, f"ready at {daemon.url}")
+    elif down:
+        part = Part("daemon", False, "; ".join(down), "mend that part; the daemon goes on by itself")
+    else:
+        part = Part("daemon", False, "up, but has no partitions yet", "wait for the group to assign them")
+    return Findings([part], freshness=freshness)

@@ -1,0 +1,1 @@
+"""Embeddings over HTTP, from OpenAI or any server that speaks its API."""

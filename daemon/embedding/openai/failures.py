@@ -1,0 +1,210 @@
+"""What an OpenAI-compatible server's failures mean: the one place where its statuses become failure classes.
+
+Nothing of what the server wrote is shown but its short codes: its messages repeat texts and parts of the key.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+import httpx
+import orjson
+
+from daemon.embedding.openai.waits import told_wait_s
+from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
+
+TRIES_MAX = 10
+"""So often a lone text may fail inside a server that embeds other texts, before it is the text's fault."""
+
+
+class Cause(Enum):
+    """Why a request failed."""
+
+    UNREACHABLE = "cannot be reached"
+    UNAVAILABLE = "is not available"
+    RATE_LIMITED = "limits the rate of requests"
+    OUT_OF_CREDIT = "has no credit left for this account"
+    TIMED_OUT = "did not answer in time"
+    DENIED = "denied access"
+    NOT_FOUND = "has no such model, or no embeddings at this address"
+    REFUSED = "refused the request"
+    FAILED = "failed"
+    MALFORMED = "answered with something else than one vector for each text"
+    OTHER_DIMENSION = "gives vectors of another length"
+    NOT_FINITE = "gave a vector that is not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed request.
+
+    Attributes:
+        said: status and code of the answer, or the lengths of vectors; fit for a message.
+        retry_after_s: what the server told to wait; None where it did not.
+    """
+
+    cause: Cause
+    said: str = ""
+    retry_after_s: float | None = None
+
+
+_MAY_LIE_IN_THE_TEXTS = {Cause.REFUSED, Cause.FAILED, Cause.MALFORMED, Cause.NOT_FINITE}
+KEEPS_THE_MODEL = {Cause.RATE_LIMITED, Cause.OUT_OF_CREDIT, Cause.REFUSED, Cause.NOT_FINITE}
+"""After any other failure another model may answer."""
+TELLS_TO_WAIT = {Cause.UNAVAILABLE, Cause.RATE_LIMITED, Cause.OUT_OF_CREDIT}
+"""These concern all requests, not only the one that failed."""
+
+CAUSE_BY_ERROR: dict[type[Exception], Cause] = {
+    httpx.ConnectError: Cause.UNREACHABLE,
+    httpx.ReadError: Cause.UNREACHABLE,
+    httpx.WriteError: Cause.UNREACHABLE,
+    httpx.CloseError: Cause.UNREACHABLE,
+    # A kept connection that the server closed at the moment it was used again.
+    httpx.RemoteProtocolError: Cause.UNREACHABLE,
+    httpx.LocalProtocolError: Cause.UNREACHABLE,
+    httpx.ProxyError: Cause.UNREACHABLE,
+    httpx.ConnectTimeout: Cause.UNREACHABLE,
+    httpx.PoolTimeout: Cause.UNREACHABLE,
+    httpx.ReadTimeout: Cause.TIMED_OUT,
+    httpx.WriteTimeout: Cause.TIMED_OUT,
+    httpx.DecodingError: Cause.MALFORMED,
+    httpx.UnsupportedProtocol: Cause.NOT_FOUND,
+    httpx.TooManyRedirects: Cause.NOT_FOUND,
+}
+CAUSE_BY_STATUS = (
+    # Redirects are not followed: the key would go where nobody sent it.
+    dict.fromkeys((300, 301, 302, 303, 304, 305, 307, 308), Cause.NOT_FOUND)
+    | dict.fromkeys((404, 405, 410, 421, 426, 501), Cause.NOT_FOUND)
+    | dict.fromkeys((401, 403, 407, 451, 511), Cause.DENIED)
+    | dict.fromkeys((402,), Cause.OUT_OF_CREDIT)
+    | dict.fromkeys((425, 429), Cause.RATE_LIMITED)
+    | dict.fromkeys((503, 529), Cause.UNAVAILABLE)
+    | dict.fromkeys((502, 520, 521, 522, 523, 525, 526, 530), Cause.UNREACHABLE)
+    | dict.fromkeys((408, 504, 524), Cause.TIMED_OUT)
+    | dict.fromkeys((409, 423, 424, 500, 506, 507, 508), Cause.FAILED)
+    | dict.fromkeys((400, 406, 411, 412, 413, 414, 415, 416, 417, 418, 422), Cause.REFUSED)
+    | dict.fromkeys((428, 431, 505, 510), Cause.REFUSED)
+)
+_CAUSE_BY_CODE = {
+    "model_not_found": Cause.NOT_FOUND,
+    # A 429 that no waiting ends.
+    "insufficient_quota": Cause.OUT_OF_CREDIT,
+    "billing_hard_limit_reached": Cause.OUT_OF_CREDIT,
+    "billing_not_active": Cause.OUT_OF_CREDIT,
+}
+_CODE = re.compile(r"[a-z_]{1,64}")
+# OpenAI answers 429 to a request above the limit of a minute, llama.cpp and Ollama 500 to a text above the context.
+_TOO_LARGE = re.compile(r"too large|too long|context length", re.IGNORECASE)
+
+
+def failure_of_error(error: httpx.HTTPError) -> Failure:
+    """Raises KeyError for an error that httpx added after this table was written."""
+    # Of names, addresses and certificates alone; other errors may quote what was sent.
+    said = str(error) if isinstance(error, httpx.ConnectError | httpx.ProxyError) else ""
+    return Failure(CAUSE_BY_ERROR[type(error)], said)
+
+
+def failure_of_answer(answer: httpx.Response, now_s: float) -> Failure:
+    """What an answer other than 200 means; `now_s` is the time of day, for dates in it."""
+    code, message = _error_of(answer.content)
+    # A status that no standard names is taken for a failure of the server.
+    cause = CAUSE_BY_STATUS.get(answer.status_code, Cause.FAILED)
+    cause = _CAUSE_BY_CODE.get(code, cause)
+    if cause in (Cause.RATE_LIMITED, Cause.FAILED) and _TOO_LARGE.search(message):
+        cause = Cause.REFUSED
+    wait_s = told_wait_s(answer.headers, now_s) if cause in TELLS_TO_WAIT else None
+    return Failure(cause, f"{answer.status_code} {code}".strip(), wait_s)
+
+
+def _error_of(content: bytes) -> tuple[str, str]:
+    """Code and message of an error; empty where the server gives none. Only the code is fit to be shown."""
+    try:
+        error = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return "", ""
+    if isinstance(error, dict) and "error" in error:
+        error = error["error"]
+    if not isinstance(error, dict):
+        return "", error if isinstance(error, str) else ""
+    codes = [code for code in (error.get("code"), error.get("type")) if isinstance(code, str)]
+    message = error.get("message")
+    return (
+        next((code for code in codes if _CODE.fullmatch(code)), ""),
+        message if isinstance(message, str) else "",
+    )
+
+
+def may_lie_in_the_texts(failure: Failure, texts: int) -> bool:
+    """Whether another text would tell if the server or the request is at fault.
+
+    A lone text that takes too long is no proof against it: the server may be busy.
+    """
+    return failure.cause in _MAY_LIE_IN_THE_TEXTS or (failure.cause is Cause.TIMED_OUT and texts > 1)
+
+
+def failure_class(failure: Failure, *, texts: int, where: str, tries: int = 0) -> FailureClass:
+    """What to do about it.
+
+    Args:
+        texts: how many the request had; 0: it was the probe, whose text is beyond suspicion.
+        where: `model 'm' at https://host/v1`, for the message.
+        tries: how often this lone text has failed before.
+    """
+    cause = failure.cause
+    what = f"{where} {cause.value}" + (f" ({failure.said})" if failure.said else "")
+    if cause in _REMEDIES_OF_SETTINGS or (cause is Cause.REFUSED and not texts):
+        return StopProcess(f"{what}; {_REMEDIES_OF_SETTINGS.get(cause, _REFUSES_ALL)}")
+    if texts > 1 and may_lie_in_the_texts(failure, texts):
+        return SplitBatch(f"{what} of {texts} texts; halves of it may pass")
+    if texts == 1 and cause in (Cause.REFUSED, Cause.NOT_FINITE):
+        return RejectRow(f"{what} of this one text; {_REMEDIES_OF_A_TEXT}", _REASONS[cause])
+    if texts == 1 and cause in (Cause.FAILED, Cause.MALFORMED) and tries >= TRIES_MAX:
+        return RejectRow(
+            f"{what} {tries} times for this one text and not for another; {_REMEDIES_OF_A_TEXT}",
+            _REASONS[cause],
+        )
+    told_s = failure.retry_after_s
+    return RetryLater(f"{what}; {_REMEDIES[cause]}", _WAITS_S[cause] if told_s is None else told_s)
+
+
+def wait_s(failure: Failure) -> float:
+    """For how long no request should be sent."""
+    return _WAITS_S[failure.cause] if failure.retry_after_s is None else failure.retry_after_s
+
+
+_WAITS_S = {
+    Cause.UNREACHABLE: 0.2,
+    Cause.UNAVAILABLE: 1.0,
+    Cause.RATE_LIMITED: 1.0,
+    Cause.OUT_OF_CREDIT: 60.0,
+    Cause.TIMED_OUT: 0.2,
+    Cause.FAILED: 0.5,
+    Cause.MALFORMED: 1.0,
+    Cause.NOT_FINITE: 1.0,
+}
+_REMEDIES = {
+    Cause.UNREACHABLE: "is tried again; check [embedding] url and that the server runs",
+    Cause.UNAVAILABLE: "is tried again when it says; look at the server, or at its status page",
+    Cause.RATE_LIMITED: "is tried again when it says; raise the account's limits, or lower [embedding] requests_max",
+    Cause.OUT_OF_CREDIT: "is tried again each minute; add credit at the provider",
+    Cause.TIMED_OUT: "is tried again; look at the server's load, or raise [embedding] timeout_s",
+    Cause.FAILED: "is tried again; look at the server's log, or at its status page",
+    Cause.MALFORMED: "is tried again; check that [embedding] url is the base of an OpenAI-compatible API, often .../v1",
+    Cause.NOT_FINITE: "is tried again; look at the server's log, its model gives no numbers",
+}
+_REMEDIES_OF_SETTINGS = {
+    Cause.DENIED: "check [embedding] api_key, and that it may use this model",
+    Cause.NOT_FOUND: "check [embedding] model, and that url is the base of the API, often .../v1",
+    Cause.OTHER_DIMENSION: (
+        "set [embedding] dimension to its length and build the index anew, "
+        "or set request_dimension = true where the model can shorten its vectors"
+    ),
+}
+_REFUSES_ALL = "it refuses even a short text: check [embedding] model, and set request_dimension = false"
+_REMEDIES_OF_A_TEXT = "lower [embedding] text_tokens_max, name the model's tokenizer, or enable chunking"
+_REASONS = {
+    Cause.REFUSED: "embedder_refused",
+    Cause.FAILED: "embedder_failed",
+    Cause.MALFORMED: "embedder_malformed",
+    Cause.NOT_FINITE: "embedding_not_finite",
+}

@@ -1,0 +1,1 @@
+"""Embeddings from a Triton server, over gRPC."""

@@ -1,0 +1,1 @@
+"""Kafka: the consumer thread, dead letters written and read, events published. Every librdkafka error ends here."""

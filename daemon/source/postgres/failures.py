@@ -1,0 +1,96 @@
+"""psycopg's errors -> failure classes, in this one place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from daemon.errors import FailureClass, RejectRow, RetryLater, StopPipeline
+
+_AWAY_S = 0.5
+_BUSY_S = 0.2
+
+_RETRIED_CLASSES = {
+    "08": _AWAY_S,  # connection exception
+    "40": _BUSY_S,  # transaction rollback: deadlock, serialization
+    "53": 1.0,  # insufficient resources: too many connections, out of memory, disk full
+    "55": _BUSY_S,  # object not in prerequisite state: lock timeout, object in use
+    "57": _AWAY_S,  # operator intervention: shutting down, starting up, statement timeout
+    "58": 1.0,  # system error
+    "XX": 1.0,  # internal error
+    "72": _BUSY_S,  # snapshot too old
+}
+_REMEDIES = {
+    "3F": "correct `table` of the pipeline",
+    "42501": "grant the role SELECT on the table, and BYPASSRLS where row security hides rows from it",
+    "42P01": "bring the table back, or correct `table` of the pipeline",
+    "42703": "bring the column back, or take it out of the pipeline's text and metadata",
+    "22": "the table's columns have changed type: start the daemon again, so that it reads them anew",
+    "42": "the table's columns have changed: start the daemon again, so that it reads them anew",
+    "0A": "the table has changed while it was read: start the daemon again",
+}
+
+
+def failure(error: psycopg.Error, what: str) -> FailureClass:
+    """The failure class of an error.
+
+    Args:
+        what: the source or table concerned, for the message.
+    """
+    state = error.sqlstate or ""
+    if not state:
+        # No SQLSTATE: libpq found no server, lost it, or was turned away (a wrong password, a missing database).
+        return RetryLater(f"{what}: PostgreSQL cannot be reached: {_one_line(str(error))}", _AWAY_S)
+    if state[:2] in _RETRIED_CLASSES:
+        return RetryLater(f"{what}: {_message(error)} ({state})", _RETRIED_CLASSES[state[:2]])
+    remedy = (
+        _REMEDIES.get(state)
+        or _REMEDIES.get(state[:2])
+        or "see PostgreSQL's log, then start the daemon again"
+    )
+    return StopPipeline(f"{what}: {_message(error)} ({state}); {remedy}")
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raise the failure class of any psycopg error inside; a driver that waits in vain counts as a lost server."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise failure(error, what) from error
+    except TimeoutError as error:
+        raise RetryLater(f"{what}: PostgreSQL does not answer", _AWAY_S) from error
+
+
+def _message(error: psycopg.Error) -> str:
+    """Class 22 quotes the value that it refused, and values are not shown."""
+    if (error.sqlstate or "").startswith("22"):
+        return type(error).__name__
+    return _one_line(error.diag.message_primary or str(error))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def refusal_of_read(error: Exception) -> RejectRow | None:
+    """What a failed read says about its rows; None: the failure is not the rows'.
+
+    The messages name no value: drivers quote them.
+    """
+    if not isinstance(error, FailureClass):
+        return RejectRow(
+            f"a value of this row cannot be read ({type(error).__name__}); correct the row", "unreadable"
+        )
+    cause = error.__cause__
+    state = (cause.sqlstate or "") if isinstance(cause, psycopg.Error) else ""
+    if state[:2] in ("22", "XX", "54"):
+        return RejectRow(
+            f"PostgreSQL cannot give this row ({type(cause).__name__}, {state}); correct the row, or --where",
+            "unreadable",
+        )
+    if state == "57014":
+        return RejectRow(
+            "PostgreSQL does not give this row in time; raise the source's timeout_s", "unreadable"
+        )
+    return None

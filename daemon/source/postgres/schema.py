@@ -1,0 +1,208 @@
+"""What a table looks like: its columns, how each is read, its primary key, and what shows that it was changed."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import AsyncConnection, sql
+
+from daemon.core.change import Row
+from daemon.errors import StopPipeline
+from daemon.source.envelope import key_text
+from daemon.source.postgres.values import Codec, ColumnType, codec
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnInfo:
+    """One column.
+
+    Attributes:
+        type_oid: of its declared type.
+        type_name: as SQL shows it, e.g. `numeric(10,2)`.
+        base: the type beneath its domain.
+        base_oid: of that type, which query results carry.
+        base_sql: that type's quoted name without modifiers, to cast to.
+        generated: empty, or how: `s` stored, `v` virtual.
+    """
+
+    name: str
+    type_oid: int
+    type_name: str
+    not_null: bool
+    base: ColumnType
+    base_oid: int
+    base_sql: str
+    generated: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """One table as it was when asked.
+
+    Attributes:
+        oid: another one means that the table was dropped and made anew.
+        filenode: another one means that it was rewritten or truncated; None for a partitioned table.
+        key: the primary key's columns in the index's order, which is also that of Debezium's keys.
+        partitioned: whether the rows are in partitions.
+        partitions: (oid, filenode) of each leaf.
+        publication: oids of the publication and of what makes the table its member; empty: not published. Others
+            mean that changes may be lost: while a publication is missing, PostgreSQL 18 only logs a warning.
+    """
+
+    schema: str
+    table: str
+    oid: int
+    filenode: int | None
+    columns: tuple[ColumnInfo, ...]
+    key: tuple[str, ...]
+    partitioned: bool
+    partitions: tuple[tuple[int, int], ...]
+    publication: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.schema}.{self.table}"
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.table)
+
+    def column(self, name: str) -> ColumnInfo:
+        """The column of that name.
+
+        Raises:
+            StopPipeline: there is none; names the nearest.
+        """
+        for column in self.columns:
+            if column.name == name:
+                return column
+        names = [column.name for column in self.columns]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"the nearest is {near[0]!r}" if near else f"it has {', '.join(names)}"
+        raise StopPipeline(
+            f"{self.name} has no column {name!r}: {hint}. Correct the pipeline's text or metadata"
+        )
+
+    def codec(self, name: str) -> Codec:
+        """How to read the column of that name.
+
+        Raises:
+            StopPipeline: there is no such column, or its type cannot be read as Debezium carries it.
+        """
+        column = self.column(name)
+        found = codec(column.base)
+        if found is None:
+            raise StopPipeline(
+                f"column {name!r} of {self.name} is of type {column.type_name}, which cannot be read so that it "
+                "equals what Debezium carries; use another column, for instance a text that a trigger fills"
+            )
+        return found
+
+    def normaliser(self, columns: Sequence[str]) -> Callable[[Row], Row] | None:
+        """What makes these columns of an envelope's row equal to those of a row read here; None: they are."""
+        found = {name: normalise for name in columns if (normalise := self.codec(name).normalise) is not None}
+        if not found:
+            return None
+
+        def normalise_row(row: Row) -> Row:
+            return {**row, **{name: normalise(row[name]) for name, normalise in found.items()}}
+
+        return normalise_row
+
+    def key_of(self, row: Row) -> tuple[str, ...]:
+        """The key of a row as text, as a record's key gives it."""
+        return tuple(key_text(row[column]) for column in self.key)
+
+    def key_literals(self, keys: Sequence[tuple[str, ...]]) -> list[list[str]]:
+        """For each key column, the literals of all keys.
+
+        Raises:
+            StopPipeline: a key is of another shape or type than the table's.
+        """
+        literals: list[list[str]] = []
+        for position, name in enumerate(self.key):
+            literal = self.codec(name).key_literal
+            if literal is None:
+                raise StopPipeline(
+                    f"the primary key of {self.name} has column {name!r} of type {self.column(name).type_name}, "
+                    "which cannot be looked up from its text; use a key of whole numbers, text or uuid"
+                )
+            try:
+                literals.append([literal(key[position]) for key in keys])
+            except (ValueError, IndexError):
+                raise StopPipeline(
+                    f"a key does not fit the primary key of {self.name} ({', '.join(self.key)}): the table has "
+                    "changed; start the daemon again, so that it reads the columns anew"
+                ) from None
+        return literals
+
+
+_TABLE = """
+SELECT c.oid, pg_relation_filenode(c.oid), c.relkind = 'p',
+       ARRAY(SELECT a.attname::text FROM pg_index i,
+             unnest(i.indkey[:i.indnkeyatts - 1]) WITH ORDINALITY k(attnum, place) JOIN pg_attribute a
+             ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place),
+       ARRAY(SELECT t.relid::oid::int8 FROM pg_partition_tree(c.oid) t WHERE t.isleaf AND t.relid <> c.oid ORDER BY 1),
+       ARRAY(SELECT pg_relation_filenode(t.relid)::int8 FROM pg_partition_tree(c.oid) t
+             WHERE t.isleaf AND t.relid <> c.oid ORDER BY t.relid::oid::int8),
+       ARRAY(SELECT unnest(ARRAY[p.oid, coalesce(r.oid, s.oid, 0)]::int8[]) FROM pg_publication p
+             LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+             LEFT JOIN pg_publication_namespace s ON s.pnpubid = p.oid AND s.pnnspid = n.oid
+             WHERE p.pubname = %s AND (p.puballtables OR r.oid IS NOT NULL OR s.oid IS NOT NULL))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
+"""
+
+# A domain's base type may be a domain again.
+_COLUMNS = """
+WITH RECURSIVE base AS (
+  SELECT a.attnum, a.attname, a.attnotnull, a.attgenerated, a.atttypid, format_type(a.atttypid, a.atttypmod) AS shown,
+         a.atttypmod AS modifier, t.oid, t.typtype, t.typbasetype, t.typtypmod
+  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+  WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+  UNION ALL
+  SELECT b.attnum, b.attname, b.attnotnull, b.attgenerated, b.atttypid, b.shown,
+         b.typtypmod, t.oid, t.typtype, t.typbasetype, t.typtypmod
+  FROM base b JOIN pg_type t ON t.oid = b.typbasetype WHERE b.typtype = 'd'
+)
+SELECT b.attname::text, b.atttypid, b.shown, b.attnotnull, b.attgenerated::text,
+       coalesce(e.typname, t.typname)::text, e.oid IS NOT NULL, coalesce(e.typtype, t.typtype) = 'e', b.modifier,
+       t.oid, format('%%I.%%I', n.nspname, t.typname)
+FROM base b JOIN pg_type t ON t.oid = b.oid JOIN pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
+WHERE b.typtype <> 'd' ORDER BY b.attnum
+"""
+
+
+async def read_schema(connection: "AsyncConnection[Any]", table: str, publication: str) -> TableSchema:
+    """The schema of `schema.table`.
+
+    Raises:
+        StopPipeline: there is no such table.
+    """
+    schema, _, name = table.partition(".")
+    row = await (await connection.execute(_TABLE, [publication, schema, name])).fetchone()
+    if row is None:
+        raise StopPipeline(f"table {table!r} does not exist; correct `table` of the pipeline, or create it")
+    oid, filenode, partitioned, key, leaves, filenodes, published = row
+    columns = await (await connection.execute(_COLUMNS, [oid])).fetchall()
+    return TableSchema(
+        schema=schema,
+        table=name,
+        oid=oid,
+        filenode=filenode,
+        columns=tuple(_column(column) for column in columns),
+        key=tuple(key),
+        partitioned=partitioned,
+        partitions=tuple(zip(leaves, filenodes, strict=True)),
+        publication=tuple(published),
+    )
+
+
+def _column(row: tuple[Any, ...]) -> ColumnInfo:
+    name, oid, shown, not_null, generated, base, array, enum, modifier, base_oid, base_sql = row
+    return ColumnInfo(
+        name, oid, shown, not_null, ColumnType(base, array, enum, modifier), base_oid, base_sql, generated
+    )

@@ -1,0 +1,78 @@
+"""Notices changes of a table that never reach the log: a rewrite, a partition detached, a table made anew.
+
+What a table was is kept in Redis beside the data, so that a change made while no daemon ran is seen too.
+"""
+
+from typing import Any, cast
+
+import orjson
+
+from daemon.errors import StopPipeline
+from daemon.index.connection import Client, translated
+from daemon.index.layout import tables_key
+from daemon.source.postgres.reader import PostgresReader, TableSchema
+
+
+class TableWatch:
+    """Watches one table for one pipeline.
+
+    Args:
+        client: of Redis.
+        reader: of the source.
+        pipeline: its name.
+        table: as the pipeline was built for.
+        columns: those that the pipeline needs.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        reader: PostgresReader,
+        pipeline: str,
+        table: TableSchema,
+        columns: tuple[str, ...],
+    ) -> None:
+        self._client = client
+        self._reader = reader
+        self._key = tables_key(pipeline)
+        self._table = table
+        self._columns = columns
+
+    async def differences(self) -> list[str]:
+        """What differs from the last look, in words; empty the first time.
+
+        Raises:
+            StopPipeline: the key, or a column that the pipeline needs, is not what the pipeline was built for.
+        """
+        table = await self._reader.schema(self._table.name)
+        self._check_columns(table)
+        facts = orjson.dumps(_facts(table))
+        with translated():
+            stored = await cast(Any, self._client).get(self._key)
+            await cast(Any, self._client).set(self._key, facts)
+        # Both from JSON: a tuple is not equal to the list that it became.
+        now, before = orjson.loads(facts), orjson.loads(stored or facts)
+        return [name for name, value in now.items() if before.get(name) != value]
+
+    def _check_columns(self, table: TableSchema) -> None:
+        if table.key != self._table.key:
+            raise StopPipeline(
+                f"the primary key of {table.name} is now ({', '.join(table.key)}), it was "
+                f"({', '.join(self._table.key)}); the index holds the old ids: give the pipeline a new name"
+            )
+        for name in self._columns:
+            was, found = self._table.column(name), table.column(name)
+            if found.type_oid != was.type_oid:
+                raise StopPipeline(
+                    f"column {name!r} of {table.name} is now {found.type_name}, it was {was.type_name}; start the "
+                    "daemon again, then run `livevec verify --repair`"
+                )
+
+
+def _facts(table: TableSchema) -> dict[str, object]:
+    return {
+        "table_made_anew": table.oid,
+        "table_rewritten": table.filenode,
+        "partitions_changed": table.partitions,
+        "publication_changed": table.publication,
+    }

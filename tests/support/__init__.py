@@ -1,0 +1,1 @@
+"""What tests share: servers, fakes, scripted sources and embedders, the in-process shell, ordering histories."""

@@ -1,0 +1,1 @@
+"""The reconcile: table against index as a workflow, and the schedules on which it runs."""

@@ -1,0 +1,172 @@
+"""The activities of a reconcile: plan it, check a key range, check the keys that Redis has, tell what it came to."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge
+from temporalio import activity
+
+from daemon.index.durability import Durability
+from daemon.verify.differences import Difference
+from daemon.verify.same_source import check_same_source
+from daemon.verify.session import subject_of
+from workflows.interruption import Interruption, heartbeating, interruptible
+from workflows.progress import Beat, Contract
+from workflows.reconcile.checks import Examiner, KeysCheck, RangeCheck
+from workflows.reconcile.contract import (
+    Conclusion,
+    KeysChecked,
+    KeysOrder,
+    Plan,
+    RangeChecked,
+    RangeOrder,
+    Subject,
+)
+from workflows.resources import Resources
+
+log = structlog.get_logger(__name__)
+C = TypeVar("C", bound=Contract)
+_RANGES_MAX = 256
+
+
+class ReconcileMetrics:
+    """What the last reconcile of each pipeline came to; in the worker that ended it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.differences = Gauge(
+            "livevec_reconcile_differences",
+            "Documents that the last reconcile found different; outside a known gap, any is an alarm.",
+            ["pipeline", "difference"],
+            registry=registry,
+        )
+        self.left = Gauge(
+            "livevec_reconcile_left",
+            "Documents that were still different when the last reconcile ended.",
+            ["pipeline", "difference"],
+            registry=registry,
+        )
+        self.ended_at = Gauge(
+            "livevec_reconcile_last_run_timestamp_seconds",
+            "When the last reconcile ended.",
+            ["pipeline"],
+            registry=registry,
+        )
+        self.duration = Gauge(
+            "livevec_reconcile_duration_seconds", "What it took.", ["pipeline"], registry=registry
+        )
+
+    def show(self, told: Conclusion) -> None:
+        for kind in Difference:
+            self.differences.labels(told.pipeline, kind.value).set(told.tally.found.get(kind.value, 0))
+            self.left.labels(told.pipeline, kind.value).set(told.tally.left.get(kind.value, 0))
+        self.ended_at.labels(told.pipeline).set(time.time())
+        self.duration.labels(told.pipeline).set(told.seconds)
+
+
+class ReconcileActivities:
+    """Share the worker's resources."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._metrics = ReconcileMetrics(resources.metrics.registry)
+
+    @activity.defn(name="reconcile_plan")
+    async def plan(self, subject: Subject) -> Plan:
+        """Look at the table and the index as they are now.
+
+        Raises:
+            ConfigError: there is no such pipeline or index version, or the source is another database.
+            StopPipeline: the table is not what it must be.
+        """
+        call = self._resources.patience.call
+        async with self._resources.projection(subject.pipeline, subject.version, fresh=True) as projection:
+            reader, table = projection.reader, projection.table
+            await call("source", lambda: check_same_source(projection.client, reader, projection.source))
+            if subject.repair:
+                await call("redis", projection.ensure_index)
+            async with heartbeating(lambda: ()):
+                await subject_of(projection, vectors=False).stored.built(lambda _: None)
+            rows = await call("source", lambda: reader.count_estimate(table))
+            parts = min(_RANGES_MAX, rows // subject.rows_per_range)
+            return Plan(
+                version=projection.version.number,
+                bounds=tuple(await reader.key_ranges(table, parts)) if parts > 1 else (),
+                rows=rows,
+                reasons=tuple(sorted(await projection.writer.reconcile_reasons())),
+            )
+
+    @activity.defn(name="reconcile_range")
+    async def check_range(self, order: RangeOrder) -> RangeChecked:
+        """Check the rows of a range, and mend; another attempt goes on from the last heartbeat."""
+        check = RangeCheck(order, _begun(RangeChecked))
+
+        async def work(interruption: Interruption) -> RangeChecked:
+            async with self._examiner(order.subject, interruption) as examiner:
+                return await check.run(examiner)
+
+        return await interruptible(work, _beats(lambda: check.checked))
+
+    @activity.defn(name="reconcile_keys")
+    async def check_keys(self, order: KeysOrder) -> KeysChecked:
+        """Check the keys that Redis has, and mend; another attempt goes on from the last heartbeat."""
+        check = KeysCheck(order, _begun(KeysChecked))
+
+        async def work(interruption: Interruption) -> KeysChecked:
+            async with self._examiner(order.subject, interruption) as examiner:
+                return await check.run(examiner)
+
+        return await interruptible(work, lambda: (check.checked, Beat(done=0)))
+
+    @activity.defn(name="reconcile_conclude")
+    async def conclude(self, told: Conclusion) -> None:
+        """Show the result in the metrics; differences that nothing explains are an alarm."""
+        self._metrics.show(told)
+        found, left = told.tally.found, told.tally.left
+        if told.reasons and not told.repair:
+            log.warning(
+                "reconcile_is_due",
+                pipeline=told.pipeline,
+                reasons=told.reasons,
+                found=found,
+                remedy=f"livevec reconcile {told.pipeline} --repair",
+            )
+        elif left or (found and not told.reasons):
+            remedy = (
+                f"livevec reconcile {told.pipeline} --repair"
+                if left
+                else "repaired; find out what wrote to Redis, or kept the change log from it, around the rows named"
+            )
+            log.error(
+                "index_differed_from_its_table",
+                pipeline=told.pipeline,
+                found=found,
+                left=left,
+                examples=told.tally.examples,
+                remedy=remedy,
+            )
+
+    @asynccontextmanager
+    async def _examiner(self, subject: Subject, interruption: Interruption) -> AsyncIterator[Examiner]:
+        resources = self._resources
+        async with resources.projection(subject.pipeline, subject.version) as projection:
+            durability = await resources.patience.call(
+                "redis", lambda: Durability.begin(projection.client, resources.config.redis)
+            )
+            lane = resources.lane(projection, activity.info().workflow_id or "")
+            yield Examiner(projection, subject, lane, resources.share, durability, interruption)
+
+
+def _begun(kind: type[C]) -> C | None:
+    details = activity.info().heartbeat_details
+    return kind.model_validate(details[0]) if details and details[0] is not None else None
+
+
+def _beats(checked: Callable[[], RangeChecked]) -> Callable[[], tuple[Any, ...]]:
+    def beat() -> tuple[Any, ...]:
+        now = checked()
+        return now, Beat(done=now.tally.rows)
+
+    return beat

@@ -1,0 +1,1 @@
+"""The reindex: another version of an index, filled, measured, and given to its readers."""

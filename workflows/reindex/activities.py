@@ -1,0 +1,377 @@
+"""The activities of a reindex that deal with the registry of index versions: plan, register, join, activate, drop."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+from pydantic import ValidationError
+from temporalio import activity
+
+from daemon.core.document import DocumentBuilder
+from daemon.embedding.embedder import EmbeddingSpace
+from daemon.embedding.factory import make_embedder
+from daemon.errors import ConfigError, RetryLater
+from daemon.index import schema
+from daemon.index.connection import Client, connect, translated
+from daemon.index.layout import Layout, gaps_key
+from daemon.index.registry import IndexVersion, Versions, VersionTable
+from daemon.index.writer import IndexWriter
+from daemon.projection.build import check_columns, document_builder
+from daemon.settings import IndexSettings, Pipeline, PostgresSource
+from daemon.source.kafka.dead_letter_reader import read_partitions
+from daemon.source.postgres.reader import PostgresReader
+from daemon.verify.keyspace import Keyspace
+from daemon.verify.stored import StoredDocuments
+from workflows.interruption import Interruption, interruptible
+from workflows.progress import Beat
+from workflows.reindex.contract import (
+    Activated,
+    Activation,
+    Dropped,
+    Joined,
+    Left,
+    Look,
+    Plan,
+    PlanOrder,
+    Registering,
+    VersionOf,
+    Watch,
+    Watched,
+)
+from workflows.resources import Resources
+
+T = TypeVar("T")
+_LOOK_S = 0.25
+_LOOKS = 2400
+"""Looks of one activity where nothing changes: ten minutes of them."""
+_WATCH_S = 1.0
+_WATCHES = 3600
+_KEYS_PER_STEP = 1000
+_PAUSE_S = 0.002
+"""Between two steps of removing keys, which others' commands wait for."""
+
+
+@dataclass(frozen=True)
+class _Registry:
+    """Of one pipeline."""
+
+    pipeline: Pipeline
+    client: Client
+    versions: Versions
+
+    async def table(self) -> VersionTable:
+        """Raises RetryLater while Redis does not have it: the daemon puts back what Redis lost."""
+        table = await self.versions.read()
+        if table is None:
+            raise RetryLater(
+                f"Redis has lost the registry of {self.pipeline.name!r}; `livevec run` puts it back", 1.0
+            )
+        return table
+
+    async def writable(self, number: int) -> VersionTable:
+        """Raises ConfigError where that version is not written to, and will not be."""
+        table = await self.table()
+        name = self.pipeline.name
+        if number in table.failed:
+            raise ConfigError(
+                f"`livevec run` cannot write to index version {number} of {name!r}: {table.failed[number]}"
+            )
+        if number not in table.versions or number in table.retired:
+            raise ConfigError(
+                f"index version {number} of {name!r} is not registered any more: Redis went back to before it was, or "
+                f"somebody retired it; begin again: `livevec reindex {name}`"
+            )
+        return table
+
+    async def gaps(self) -> dict[str, str]:
+        """When each reason for a reconcile last came up."""
+        with translated():
+            found = await cast(Any, self.client).hgetall(gaps_key(self.pipeline.name))
+        return {reason.decode(): since.decode() for reason, since in found.items()}
+
+
+class ReindexActivities:
+    """Share the worker's resources."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    @activity.defn(name="reindex_plan")
+    async def plan(self, order: PlanOrder) -> Plan:
+        """Look whether the new version can be made, and what it is to be.
+
+        Raises:
+            ConfigError: the pipeline mirrors no table, a setting cannot be, or nothing would differ.
+            StopProcess: the model is missing, or of another dimension.
+        """
+        config = self._resources.config
+        async with self._registry(order.pipeline) as registry:
+            table = await self._call("redis", registry.versions.known)
+            active = table.version()
+            wanted = checked(registry.pipeline, order.changes.applied(active))
+            wanted = replace(wanted, number=0, **await self._space(wanted, active, order))
+            differences = tuple(active.differences(wanted))
+            if not differences and not order.force:
+                raise ConfigError(
+                    f"index version {active.number} of {order.pipeline!r} is as it is asked for: nothing would differ; "
+                    "--force builds it anew all the same"
+                )
+            await self._check_table(wanted, registry.pipeline)
+            return Plan(
+                old=active,
+                wanted=wanted,
+                differences=differences,
+                leftovers=tuple(sorted(table.versions.keys() - {active.number})),
+                recall_min=config.reindex.recall_min,
+                grace_s=config.reindex.grace_s,
+                last_readers_s=config.reindex.last_readers_s,
+            )
+
+    @activity.defn(name="reindex_register")
+    async def register(self, order: Registering) -> IndexVersion:
+        """Put the version into the registry; another attempt finds it there."""
+        async with self._registry(order.pipeline) as registry:
+            table = await self._call("redis", registry.table)
+            for version in table.written:
+                if version.number != table.active and not version.differences(order.wanted):
+                    return version
+            return await self._call("redis", lambda: registry.versions.register(order.wanted))
+
+    @activity.defn(name="reindex_join")
+    async def join(self, look: Look) -> Joined:
+        """Look until the changes of every partition are written to the version, or until the missing ones change.
+
+        Raises:
+            ConfigError: the daemon cannot write to it; or the topic does not exist.
+        """
+        topic = self._resources.config.topic(self._resources.config.pipeline(look.pipeline))
+        partitions = await self._partitions(topic)
+
+        async def once(registry: _Registry) -> Joined:
+            await registry.writable(look.number)
+            # Read before the barrier of the backfill begins: what the log lacked before does not matter.
+            gaps = await registry.gaps()
+            writers = await registry.versions.writers(look.number)
+            missing = [one for one in range(partitions) if (topic, one) not in writers]
+            return Joined(missing=tuple(f"{topic}/{one}" for one in missing), gaps=gaps)
+
+        return await self._looked(look, once, lambda found: found.missing)
+
+    @activity.defn(name="reindex_leave")
+    async def leave(self, look: Look) -> Left:
+        """Retire the version, and look until no daemon writes to it, or until those that do change.
+
+        Raises:
+            ConfigError: it is the one that readers see.
+        """
+        topic = self._resources.config.topic(self._resources.config.pipeline(look.pipeline))
+        partitions = await self._partitions(topic)
+
+        async def once(registry: _Registry) -> Left:
+            table = await registry.table()
+            _refuse_active(table, look.pipeline, look.number)
+            if look.number in table.versions and look.number not in table.retired:
+                await registry.versions.retire(look.number)
+            writers = await registry.versions.writers(look.number)
+            writing = sorted(one for name, one in writers if name == topic and one < partitions)
+            return Left(writing=tuple(f"{topic}/{one}" for one in writing))
+
+        return await self._looked(look, once, lambda found: found.writing)
+
+    @activity.defn(name="reindex_watch")
+    async def watch(self, watch: Watch) -> Watched:
+        """Return when the version is not known to be whole any more, or after an hour.
+
+        Raises:
+            ConfigError: the daemon cannot write to it any more.
+        """
+
+        async def work(interruption: Interruption) -> Watched:
+            async with self._registry(watch.pipeline) as registry:
+                for _ in range(_WATCHES):
+                    await self._call("redis", lambda: registry.writable(watch.number))
+                    if gap := _gap(watch.gaps, await self._call("redis", registry.gaps)):
+                        return Watched(gap=gap)
+                    if await interruption.wait(_WATCH_S):
+                        break
+            return Watched()
+
+        return await interruptible(work, lambda: ())
+
+    @activity.defn(name="reindex_activate")
+    async def activate(self, order: Activation) -> Activated:
+        """Give the version to readers; they see it as one step. Where the log lacked something: do nothing.
+
+        Raises:
+            ConfigError: it is not written to any more, or readers see another version than was thought.
+        """
+        async with self._registry(order.pipeline) as registry:
+            table = await self._call("redis", lambda: registry.writable(order.number))
+            if table.active not in (order.number, order.instead_of):
+                raise ConfigError(
+                    f"readers of {order.pipeline!r} see index version {table.active}, not {order.instead_of}: Redis "
+                    "went back, or somebody else gave them another; look at `livevec reindex status`"
+                )
+            gaps = await self._call("redis", registry.gaps)
+            if gap := _gap(order.gaps, gaps):
+                return Activated(gap=gap, gaps=gaps)
+            version = table.versions[order.number]
+            layout = await self._call(
+                "redis", lambda: schema.ensure(registry.client, order.pipeline, version)
+            )
+            await self._call("redis", lambda: registry.versions.activate(order.number))
+            await self._call("redis", lambda: schema.point_alias(registry.client, layout))
+            return Activated(gaps=gaps)
+
+    @activity.defn(name="reindex_drop")
+    async def drop(self, version: VersionOf) -> Dropped:
+        """Remove a version that no daemon writes to: its index, its keys in small steps, its place in the registry.
+
+        Raises:
+            ConfigError: it is the one that readers see.
+        """
+        removed = 0
+
+        async def work(_: Interruption) -> Dropped:
+            nonlocal removed
+            await self._resources.forget(version.pipeline, version.number)
+            async with self._registry(version.pipeline) as registry:
+                table = await self._call("redis", registry.table)
+                _refuse_active(table, version.pipeline, version.number)
+                layout = Layout(version.pipeline, version.number)
+                await self._call("redis", lambda: schema.drop(registry.client, layout))
+                while count := await self._remove_keys(registry.client, layout):
+                    removed += count
+                await self._call("redis", lambda: registry.versions.forget(version.number))
+            return Dropped(keys=removed)
+
+        return await interruptible(work, lambda: (None, Beat(done=removed)))
+
+    async def _remove_keys(self, client: Client, layout: Layout) -> int:
+        """One walk through all keys; what was written meanwhile is for the next."""
+        keyspace = Keyspace(client, layout)
+        writer = IndexWriter(client, layout, self._resources.config.redis.pipeline_commands_max)
+        stored = StoredDocuments(client, writer)
+        position = await self._call("redis", keyspace.beginning)
+        removed = 0
+        while not position.done:
+            at = position
+            step = await self._call("redis", lambda at=at: keyspace.step(at, _KEYS_PER_STEP))  # type: ignore[misc]
+            position = step.position
+            if step.keys:
+                await self._call("redis", lambda keys=step.keys: stored.remove(keys))  # type: ignore[misc]
+                removed += len(step.keys)
+                await asyncio.sleep(_PAUSE_S)
+        return removed
+
+    async def _space(self, wanted: IndexVersion, active: IndexVersion, order: PlanOrder) -> dict[str, Any]:
+        """Fingerprint and dimension, as the embedder tells them."""
+        config = self._resources.config
+        unknown = wanted.model != active.model and order.changes.dimension is None
+        embedder = make_embedder(wanted.embedding(config.embedding), any_dimension=unknown)
+        try:
+            space: EmbeddingSpace = await self._call("embedder", embedder.start)
+        finally:
+            await embedder.close()
+        if wanted.model == active.model and wanted.dimension == active.dimension:
+            # A model that was replaced under its name: the daemon cannot go on with the old version either.
+            active.check_space(space, order.pipeline)
+        return {"fingerprint": space.fingerprint, "dimension": space.dimension}
+
+    async def _check_table(self, wanted: IndexVersion, pipeline: Pipeline) -> None:
+        source = self._resources.config.source(pipeline.source)
+        assert isinstance(source, PostgresSource)
+        reader = PostgresReader(source)
+        try:
+            table = await self._call("source", lambda: reader.schema(pipeline.table))
+        finally:
+            await reader.close()
+        settings = wanted.pipeline(pipeline)
+        builder: DocumentBuilder = document_builder(settings, wanted)
+        check_columns(settings, table, builder.columns)
+
+    async def _partitions(self, topic: str) -> int:
+        found = await self._call("kafka", lambda: asyncio.to_thread(read_partitions, self._kafka, topic))
+        if not found:
+            raise ConfigError(f"the topic {topic} does not exist; `livevec connector apply` makes it")
+        return found
+
+    async def _looked(
+        self,
+        look: Look,
+        once: Callable[[_Registry], Awaitable[T]],
+        waiting_for: Callable[[T], tuple[str, ...]],
+    ) -> T:
+        """What a look finds, once nothing is waited for any more, or something else than was told last."""
+
+        async def work(interruption: Interruption) -> T:
+            async with self._registry(look.pipeline) as registry:
+                looks = 0
+                while True:
+                    found = await self._call("redis", lambda: once(registry))
+                    waiting = waiting_for(found)
+                    looks += 1
+                    if not waiting or waiting != look.seen or looks >= _LOOKS:
+                        return found
+                    if await interruption.wait(_LOOK_S):
+                        return found
+
+        return await interruptible(work, lambda: ())
+
+    @property
+    def _kafka(self) -> Any:
+        return self._resources.config.kafka
+
+    async def _call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
+        return await self._resources.patience.call(part, work)
+
+    @asynccontextmanager
+    async def _registry(self, name: str) -> AsyncIterator[_Registry]:
+        config = self._resources.config
+        pipeline = config.pipeline(name)
+        if not isinstance(config.source(pipeline.source), PostgresSource):
+            raise ConfigError(
+                f"pipeline {name!r} mirrors a topic of events, and no table from which another index could be filled; "
+                "give a new pipeline of the same topic the new settings, and let readers search that one"
+            )
+        client = connect(config.redis)
+        try:
+            yield _Registry(pipeline, client, Versions(client, name))
+        finally:
+            await client.aclose()
+
+
+def _refuse_active(table: VersionTable, pipeline: str, number: int) -> None:
+    if table.active == number:
+        raise ConfigError(
+            f"index version {number} of {pipeline!r} is what readers see, and stays: Redis went back to before they "
+            f"were given another, or somebody gave them this one; look at `livevec reindex status {pipeline}`"
+        )
+
+
+def _gap(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """What the log lacked since, in words; empty: nothing."""
+    if before is None:
+        return ""
+    return ", ".join(sorted(reason for reason, since in now.items() if before.get(reason) != since))
+
+
+def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
+    """The same, once each setting was looked at as if it were in daemon.toml.
+
+    Raises:
+        ConfigError: one cannot be; says which.
+    """
+    try:
+        IndexSettings.model_validate(
+            {name: getattr(wanted, name) for name in ("m", "ef_construction", "metric", "type")}
+        )
+        wanted.pipeline(pipeline)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors()]
+        raise ConfigError("; ".join(problems)) from None
+    if wanted.dimension < 1:
+        raise ConfigError(f"dimension: {wanted.dimension} is no length of a vector")
+    return wanted

@@ -1,0 +1,129 @@
+"""The activities of a reindex that compare: changes of the two versions, answers, a look at some rows."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from temporalio import activity
+
+from daemon.core.version import LogVersion, replaces
+from daemon.index.layout import Layout, document_id
+from daemon.index.writer import IndexWriter, Stored
+from daemon.projection.build import Projection
+from daemon.verify.comparison import Comparison
+from daemon.verify.keyspace import Keyspace
+from daemon.verify.looks import Pace, SecondLooks
+from daemon.verify.session import subject_of
+from workflows.interruption import Interruption, interruptible
+from workflows.progress import Beat
+from workflows.reindex.contract import Behind, Pair, Quality, ShortParity, VersionOf
+from workflows.reindex.quality import QualityCheck
+from workflows.resources import Resources
+
+T = TypeVar("T")
+_KEYS_PER_STEP = 1000
+_LOOK_AGAIN_S = 0.5
+_LAG_S = 30.0
+"""How long a change may be on its way to one version when the other has it."""
+_EXAMPLES = 10
+_ROWS_LOOKED_AT = 1000
+
+
+class ReindexGateActivities:
+    """Share the worker's resources."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    @activity.defn(name="reindex_behind")
+    async def behind(self, pair: Pair) -> Behind:
+        """Compare the versions of all documents that both index versions have."""
+        seen = 0
+
+        async def work(_: Interruption) -> Behind:
+            nonlocal seen
+            async with self._resources.projection(pair.pipeline, pair.new) as projection:
+                compared = _Compared(projection, pair, self._resources.config.redis.pipeline_commands_max)
+                keyspace = Keyspace(projection.client, compared.old.layout)
+                suspects: set[str] = set()
+                position = await self._call("redis", keyspace.beginning)
+                while not position.done:
+                    at = position
+                    step = await self._call("redis", lambda at=at: keyspace.step(at, _KEYS_PER_STEP))  # type: ignore[misc]
+                    position = step.position
+                    ids = compared.ids(step.keys)
+                    suspects |= await self._call("redis", lambda ids=ids: compared.behind(ids))  # type: ignore[misc]
+                    seen += len(ids)
+                looks = int(_LAG_S / _LOOK_AGAIN_S)
+                while suspects and looks:
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+                    ids = sorted(suspects)
+                    suspects = await self._call("redis", lambda ids=ids: compared.behind(ids))  # type: ignore[misc]
+                    looks -= 1
+                return Behind(
+                    documents=seen, behind=len(suspects), examples=tuple(sorted(suspects)[:_EXAMPLES])
+                )
+
+        return await interruptible(work, lambda: (None, Beat(done=seen)))
+
+    @activity.defn(name="reindex_quality")
+    async def quality(self, pair: Pair) -> Quality:
+        """Measure recall, and compare answers."""
+        check: QualityCheck | None = None
+
+        async def work(_: Interruption) -> Quality:
+            nonlocal check
+            async with self._resources.projection(pair.pipeline, pair.new) as projection:
+                table = await self._call("redis", projection.versions.known)
+                check = QualityCheck(self._resources, projection, table.version(pair.old))
+                return await check.run()
+
+        return await interruptible(work, lambda: (None, Beat(done=check.vectors if check else 0)))
+
+    @activity.defn(name="reindex_short_parity")
+    async def short_parity(self, version: VersionOf) -> ShortParity:
+        """Compare some rows, from all over the table, with their documents."""
+
+        async def work(_: Interruption) -> ShortParity:
+            async with self._resources.projection(version.pipeline, version.number, fresh=True) as projection:
+                reader, table = projection.reader, projection.table
+                bounds = await self._call("source", lambda: reader.key_ranges(table, _ROWS_LOOKED_AT + 1))
+                ids = {document_id(key) for key in bounds}
+                looks = SecondLooks(Comparison(subject_of(projection, vectors=False)), Pace(_LAG_S))
+                told = await looks.settle(ids, {})
+                assert told is not None, "nothing stops it"
+                kinds = Counter(kind.value for shown in told.values() for kind in shown)
+                return ShortParity(rows=len(ids), differing=dict(kinds))
+
+        return await interruptible(work, lambda: ())
+
+    async def _call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
+        return await self._resources.patience.call(part, work)
+
+
+class _Compared:
+    """The bookkeeping of two index versions of a pipeline."""
+
+    def __init__(self, projection: Projection, pair: Pair, commands_max: int) -> None:
+        self.old = IndexWriter(projection.client, Layout(pair.pipeline, pair.old), commands_max)
+        self._new = projection.writer
+
+    def ids(self, keys: Sequence[str]) -> list[str]:
+        """Of the keys of the old version, the documents that there is bookkeeping of."""
+        layout = self.old.layout
+        return [layout.identifier(key) for key in keys if key.startswith(layout.bookkeeping_prefix)]
+
+    async def behind(self, ids: Sequence[str]) -> set[str]:
+        """Those of which the new version lacks the last change that the old one has from the log."""
+        old, new = await self.old.lookup(ids), await self._new.lookup(ids)
+        return {one for one, before, after in zip(ids, old, new, strict=True) if is_behind(before, after)}
+
+
+def is_behind(old: Stored | None, new: Stored | None) -> bool:
+    """Rows that each version's daemon has read by itself have snapshots of their own, which tell nothing here; a
+    document that one version lacks is told by the comparison with the table.
+    """
+    if old is None or new is None or not isinstance(old.version, LogVersion):
+        return False
+    return replaces(old.version, new.version) and not replaces(new.version, old.version)

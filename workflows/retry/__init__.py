@@ -1,0 +1,1 @@
+"""The retry of dead letters: the workflow, its queue, and the feeder that brings the letters from Kafka."""
