@@ -59,7 +59,12 @@ class KafkaConnect:
     def __init__(self, settings: ConnectSettings) -> None:
         self._url = settings.url
         self._timeout_s = settings.timeout_s
-        self._client = httpx.Client(base_url=settings.url, timeout=settings.timeout_s)
+        try:
+            self._client = httpx.Client(base_url=settings.url, timeout=settings.timeout_s)
+        except httpx.InvalidURL as error:
+            raise ConnectorError(
+                f"[connect] url {settings.url!r} is no URL: {error}", "correct it"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -225,7 +230,7 @@ class KafkaConnect:
         while True:
             try:
                 reply = self._client.request(method, path, json=body)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
                 raise ConnectorError(
                     f"Kafka Connect at {self._url} cannot be reached: {type(error).__name__} {error}".strip(),
                     "check that it is up, and [connect] url",
@@ -238,7 +243,13 @@ class KafkaConnect:
             return None
         if reply.is_error:
             raise _refusal(method, path, reply)
-        return reply.json() if reply.content else None
+        try:
+            return reply.json() if reply.content else None
+        except json.JSONDecodeError as error:
+            raise ConnectorError(
+                f"what answers at {self._url} is not Kafka Connect: {method} {path} gave no JSON",
+                "check [connect] url",
+            ) from error
 
 
 def _rebalancing(reply: httpx.Response) -> bool:

@@ -20,7 +20,7 @@ def exclusions(source: PostgresSource, pipelines: Sequence[Pipeline]) -> tuple[s
         if pipeline.source == source.name:
             needed.setdefault(pipeline.table, set()).update(needed_columns(pipeline))
     found: list[str] = []
-    with slot.connect(source) as connection:
+    with slot.connected(source) as connection:
         for name, columns in sorted(needed.items()):
             table = read_table(connection, name)
             if table is not None:

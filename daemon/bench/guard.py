@@ -68,7 +68,7 @@ def _guarded(identifier: str, text: str, vector: bytes) -> Command:
 
 
 def _plain(identifier: str, text: str, vector: bytes) -> Command:
-    key = f"{Layout(NAME, 2).keys(identifier)[2]}:0"
+    key = Layout(NAME, 2).chunk_key(identifier, 0)
     return ["HSET", key, "chunk", "0", "text", text, "embedding", vector, "id", identifier]
 
 

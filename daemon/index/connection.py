@@ -15,6 +15,15 @@ from daemon.settings import RedisSettings
 
 Client = Redis | RedisCluster
 
+VENDOR_ERRORS = (
+    errors.RedisError,
+    # These three are not among redis-py's RedisErrors.
+    errors.RedisClusterException,
+    errors.ChildDeadlockedError,
+    errors.IncorrectPolicyType,
+    OSError,
+)
+
 
 class _Cluster(RedisCluster):
     """A cluster client that knows where the keys of FCALL are.
@@ -59,14 +68,12 @@ def translated() -> Iterator[None]:
     """Turn redis-py's exceptions into failure classes."""
     try:
         yield
-    except errors.RedisError as error:
+    except VENDOR_ERRORS as error:
         raise failure(error) from error
-    except OSError as error:
-        raise RetryLater(f"Redis cannot be reached ({error}); is it up at redis.url?") from error
 
 
-def failure(error: errors.RedisError) -> FailureClass:
-    """The class of one Redis error."""
+def failure(error: Exception) -> FailureClass:
+    """Return the failure class of an error that redis-py raised, or gave in place of a reply."""
     text = str(error)
     match error:
         case errors.AuthenticationError() | errors.NoPermissionError() | errors.AuthorizationError():
@@ -77,10 +84,17 @@ def failure(error: errors.RedisError) -> FailureClass:
             return RetryLater("Redis is a read-only replica; redis.url must lead to the primary", 1.0)
         case errors.OutOfMemoryError():
             return RetryLater("Redis is out of memory; raise maxmemory or free some: nothing is dropped", 1.0)
-        case errors.ConnectionError() | errors.TimeoutError():
+        case errors.ConnectionError() | errors.TimeoutError() | OSError():
             return RetryLater(f"Redis cannot be reached ({text}); is it up at redis.url?")
-        case errors.ClusterDownError() | errors.TryAgainError() | errors.MasterDownError():
+        case errors.ClusterError() | errors.TryAgainError() | errors.SlotNotCoveredError():
             return RetryLater(f"the Redis Cluster is not ready ({text}); waiting", 0.25)
+        case errors.AskError():  # and MovedError: redis-py has followed it, to a slot that goes on moving
+            return RetryLater(f"the Redis Cluster moves its slots ({text}); needs redis.cluster = true", 0.25)
+        case errors.CrossSlotTransactionError() | errors.InvalidPipelineStack():
+            return StopProcess(f"Redis Cluster refused a call ({text})")
+        case errors.RedisClusterException():
+            # No node answered, or none told of the others.
+            return RetryLater(f"the Redis Cluster cannot be reached ({text}); is it up at redis.url?", 0.25)
         case errors.ResponseError():
             return _response(text)
     return StopProcess(f"Redis answered what livevec does not know ({type(error).__name__}: {text})")

@@ -6,15 +6,11 @@ Where model and chunking are the same, equal content hashes say that two version
 from collections.abc import Sequence
 from typing import cast
 
-import redis.exceptions as redis_errors
-
-from daemon.core.vectors import decode, encode
+from daemon.core.vectors import decode, encode, size_bytes
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
 from daemon.index.layout import Layout
 from daemon.index.registry import IndexVersion, VersionTable
 from daemon.index.writer import load_functions
-
-_BYTES = {"FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2}
 
 
 class VectorDonor:
@@ -36,7 +32,7 @@ class VectorDonor:
         self._type = type
         self._taker = taker
         self._commands_max = pipeline_commands_max
-        self._size_bytes = _BYTES[type] * taker.dimension
+        self._size_bytes = size_bytes(type, taker.dimension)
 
     async def vectors(self, wanted: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
         """The vectors of each (document id, content hash), one for each chunk; none where there are not all of them.
@@ -56,7 +52,7 @@ class VectorDonor:
         return found
 
     async def _taken(self, reply: object) -> tuple[bytes, ...]:
-        if isinstance(reply, redis_errors.RedisError):
+        if isinstance(reply, Exception):
             error = failure(reply)
             if isinstance(error, FunctionsMissing):
                 await load_functions(self._client)

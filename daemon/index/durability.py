@@ -78,7 +78,7 @@ class Durability:
             with translated():
                 written, waited = await pipe.execute(raise_on_error=False)
                 run_id = await _run_id(connection)
-            if isinstance(written, redis_errors.RedisError):
+            if isinstance(written, Exception):
                 raise failure(written)
             if run_id != self._run_ids.get(name):
                 raise RetryLater(f"Redis at {name} was started anew, and may have lost its last second")
@@ -86,7 +86,7 @@ class Durability:
                 self.unprovable = f"Redis does not tell when a write is on disk ({waited})"
                 self._silent.add(name)
                 return
-            if isinstance(waited, redis_errors.RedisError):
+            if isinstance(waited, Exception):
                 raise failure(waited)
             if int(waited[0]) >= 1:
                 return

@@ -89,6 +89,10 @@ class Layout:
     def bookkeeping(self, identifier: str) -> str:
         return f"{self.bookkeeping_prefix}{self._tags[bucket_of(identifier)]}:{identifier}"
 
+    def chunk_key(self, identifier: str, number: int) -> str:
+        """Return the key of one chunk's hash, as functions.lua derives it from the stem."""
+        return f"{self.keys(identifier)[2]}:{number}"
+
     def floors(self) -> Iterable[str]:
         return (f"lv:{self.pipeline}:{self.version}:floor:{tag}" for tag in self._tags)
 

@@ -7,8 +7,6 @@ from enum import IntEnum
 from importlib.resources import files
 from typing import Any, cast
 
-import redis.exceptions as redis_errors
-
 from daemon.core.plan import Stored
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
@@ -210,6 +208,6 @@ def _call(function: str, layout: Layout, identifier: str) -> Command:
 
 
 def _result(reply: object) -> Result | FailureClass:
-    if isinstance(reply, redis_errors.RedisError):
+    if isinstance(reply, Exception):
         return failure(reply)
     return Result(cast(int, reply))

@@ -14,6 +14,7 @@ from daemon.embedding.openai.answers import embeddings_of
 from daemon.embedding.openai.failures import (
     KEEPS_THE_MODEL,
     TELLS_TO_WAIT,
+    VENDOR_ERRORS,
     Cause,
     Failure,
     failure_class,
@@ -178,7 +179,7 @@ class OpenAIEmbedder:
                 response = await client.post(self._endpoint, content=orjson.dumps(body))
         except TimeoutError:
             answer: Embeddings | Failure = Failure(Cause.TIMED_OUT)
-        except httpx.HTTPError as error:
+        except VENDOR_ERRORS as error:
             answer = failure_of_error(error)
         else:
             if response.status_code == httpx.codes.OK:

@@ -54,6 +54,7 @@ KEEPS_THE_MODEL = {Cause.RATE_LIMITED, Cause.OUT_OF_CREDIT, Cause.REFUSED, Cause
 TELLS_TO_WAIT = {Cause.UNAVAILABLE, Cause.RATE_LIMITED, Cause.OUT_OF_CREDIT}
 """These concern all requests, not only the one that failed."""
 
+VENDOR_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
 CAUSE_BY_ERROR: dict[type[Exception], Cause] = {
     httpx.ConnectError: Cause.UNREACHABLE,
     httpx.ReadError: Cause.UNREACHABLE,
@@ -97,11 +98,11 @@ _CODE = re.compile(r"[a-z_]{1,64}")
 _TOO_LARGE = re.compile(r"too large|too long|context length", re.IGNORECASE)
 
 
-def failure_of_error(error: httpx.HTTPError) -> Failure:
-    """Raises KeyError for an error that httpx added after this table was written."""
+def failure_of_error(error: Exception) -> Failure:
+    """Return what an error of httpx means; one that the table does not name is of a connection that was closed."""
     # Of names, addresses and certificates alone; other errors may quote what was sent.
     said = str(error) if isinstance(error, httpx.ConnectError | httpx.ProxyError) else ""
-    return Failure(CAUSE_BY_ERROR[type(error)], said)
+    return Failure(CAUSE_BY_ERROR.get(type(error), Cause.UNREACHABLE), said)
 
 
 def failure_of_answer(answer: httpx.Response, now_s: float) -> Failure:

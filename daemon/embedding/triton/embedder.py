@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from daemon.embedding.embedder import Embeddings, EmbeddingSpace, Prompt
-from daemon.embedding.triton.failures import Cause, cause_of, failure_of
+from daemon.embedding.triton.failures import VENDOR_ERRORS, Cause, cause_of, failure_of
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 
 RELOAD_TIMEOUT_S = 60.0
@@ -95,12 +95,14 @@ class TritonEmbedder:
         """
         if not texts:
             return np.empty((0, self._dimension or 0), np.float32)
+        if self._channel is None:
+            raise RetryLater(f"{self._where} is not connected; wait for start()")
         async with self._slots:
             try:
                 if self._space_in_doubt or self._space is None:
                     await self._confirm_space()
                 response = await self._infer(texts, prompt)
-            except grpc.RpcError as error:
+            except VENDOR_ERRORS as error:
                 raise await self._failure(error, len(texts)) from error
         return self._embeddings(response, len(texts))
 
@@ -122,13 +124,14 @@ class TritonEmbedder:
         return await self._stub.ModelInfer(request, timeout=self._timeout_s)
 
     def _embeddings(self, response: service_pb2.ModelInferResponse, texts: int) -> Embeddings:
-        shape = tuple(response.outputs[0].shape)
-        if shape != (texts, self._dimension):
+        shape = tuple(response.outputs[0].shape) if response.outputs else ()
+        content = response.raw_output_contents[0] if response.raw_output_contents else b""
+        if shape != (texts, self._dimension) or len(content) != 4 * texts * (self._dimension or 0):
             raise StopProcess(
                 f"{self._where} answered {texts} texts with a tensor of shape {shape}, not of "
                 f"{(texts, self._dimension)}; load the model that the index was made with"
             )
-        embeddings = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(texts, -1)
+        embeddings = np.frombuffer(content, np.float32).reshape(texts, -1)
         if not np.isfinite(embeddings).all():
             if texts > 1:
                 raise SplitBatch(
@@ -168,7 +171,7 @@ class TritonEmbedder:
             if state is grpc.ChannelConnectivity.READY:
                 self._space_in_doubt = True
 
-    async def _failure(self, error: grpc.RpcError, texts: int) -> FailureClass:
+    async def _failure(self, error: Exception, texts: int) -> FailureClass:
         cause = cause_of(error)
         if cause is Cause.NOT_LOADED and not await self._is_in_repository():
             return StopProcess(
@@ -183,7 +186,7 @@ class TritonEmbedder:
     async def _is_alive(self) -> bool:
         try:
             await self._infer(PROBE)
-        except grpc.RpcError:
+        except VENDOR_ERRORS:
             return False
         return True
 
@@ -193,7 +196,7 @@ class TritonEmbedder:
             index = await self._stub.RepositoryIndex(
                 service_pb2.RepositoryIndexRequest(), timeout=self._timeout_s
             )
-        except grpc.RpcError:
+        except VENDOR_ERRORS:
             return True
         return any(model.name == self._model for model in index.models)
 
@@ -218,7 +221,7 @@ class TritonEmbedder:
             await self._stub.RepositoryModelLoad(
                 service_pb2.RepositoryModelLoadRequest(model_name=name), timeout=RELOAD_TIMEOUT_S
             )
-        except grpc.RpcError:
+        except VENDOR_ERRORS:
             return  # Not in explicit mode, or away: the failure that led here says what to do.
 
 

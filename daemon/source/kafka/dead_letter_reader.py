@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from daemon.errors import LivevecError, RetryLater, StopProcess
 from daemon.settings import KafkaSettings
+from daemon.source.kafka.failures import translated
 from daemon.source.kafka.reader import LibrdkafkaLog, consumer_settings, record_of
 from daemon.source.record import Coordinates, Record
 
@@ -198,10 +199,11 @@ def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]
 @contextlib.contextmanager
 def _consumer(settings: KafkaSettings) -> Iterator[Consumer]:
     """One that joins no group: its partitions are assigned by hand."""
-    consumer = Consumer({**consumer_settings(settings), "enable.partition.eof": True}, logger=LibrdkafkaLog())
-    try:
-        yield consumer
-    except KafkaException as error:
-        raise RetryLater(f"Kafka does not answer ({error.args[0].str()}); is it up?", 1.0) from error
-    finally:
-        consumer.close()
+    with translated("Kafka does not answer"):
+        consumer = Consumer(
+            {**consumer_settings(settings), "enable.partition.eof": True}, logger=LibrdkafkaLog()
+        )
+        try:
+            yield consumer
+        finally:
+            consumer.close()

@@ -1,4 +1,9 @@
-"""At most two connections to a source, opened when needed and again after a loss."""
+"""At most two connections to a source, opened when needed and again after a loss.
+
+psycopg_pool is not used: it connects in the background, so that who waits for a connection learns after its whole
+timeout that there was none, and the reason (a wrong password, a standby, no server) stays in its log, beside
+attempts that go on by themselves. `daemon.patience` retries here, with the reason shown in the health.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
