@@ -1,7 +1,7 @@
 """A PostgreSQL source and its pipelines -> the Debezium connector's configuration.
 
 Every value that is not Debezium's default is here for latency (L), for never losing or bending a row in
-silence (S), for healing without a person (H), or because `daemon/source/postgres_values.py` reproduces this
+silence (S), for healing without a person (H), or because `daemon/source/postgres/values.py` reproduces this
 form of a value when it reads the row itself (V).
 """
 

@@ -329,6 +329,4 @@ _ELEMENTS: dict[str, Decode] = {
     "bytea": _bytea,
 }
 SCALAR_TYPES = frozenset(_SCALARS) | {"bit", "varbit", "timestamptz"}
-ELEMENT_TYPES = frozenset(_ELEMENTS)
-KEY_TYPES = frozenset(name for name, one in _SCALARS.items() if one.key_literal) | {"timestamptz"}
-"""Names of the types that `codec` takes; `connectors/column_types.py` names the same."""
+"""Names of the types, other than arrays and enums, that `codec` takes."""
