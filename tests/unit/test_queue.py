@@ -22,7 +22,7 @@ def test_changes_of_one_key_collapse_into_the_newest_and_keep_the_oldest_deadlin
     first, second = queue.take(5)
     assert first.change.version == LogVersion(0, 30, 30, 1)
     assert first.waiting.arrived_s == 1.0
-    assert [receipt.offset for receipt in first.receipts] == [30, 10, 20] or len(first.receipts) == 3
+    assert [receipt.offset for receipt in first.receipts] == [30, 10, 20]
     assert second.id == "b"
     assert (len(queue), queue.changes, queue.size_bytes) == (0, 0, 0)
 
