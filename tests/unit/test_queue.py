@@ -1,6 +1,6 @@
 from daemon.core.batching import Waiting
 from daemon.core.change import Change, Operation
-from daemon.core.progress import PartitionProgress, Receipt
+from daemon.core.progress import PartitionProgress
 from daemon.core.queue import ChangeQueue, Item
 from daemon.core.version import LogVersion
 
@@ -8,7 +8,7 @@ from daemon.core.version import LogVersion
 def item(key: str, lsn: int | None, arrived_s: float = 0.0, operation: Operation = Operation.UPSERT) -> Item:
     version = None if lsn is None else LogVersion(0, lsn, lsn, 1)
     change = Change(operation, (key,), {}, version, 0, 1, 0.0, 0.0)
-    receipt = Receipt(PartitionProgress(), lsn or 0)
+    receipt = PartitionProgress().read(lsn or 0)
     return Item(key, change, [receipt], None, Waiting(arrived_s, arrived_s + 0.1, 5), 100)
 
 
