@@ -27,6 +27,7 @@ from confluent_kafka.admin import AdminClient
 from redis import Redis
 from temporalio.client import Client
 
+from connectors import slot
 from connectors.connect import KafkaConnect
 from connectors.definition import heartbeat_topic, message_topic, render
 from connectors.prepare import prepare
@@ -416,7 +417,9 @@ class MirroredTable:
 
     def _remove_source(self) -> None:
         with KafkaConnect(self.config.connect) as client:
-            client.delete(self.source, with_slot=True)
+            # Its stored offsets may stay, which take Connect a second to remove: no other connector gets this name.
+            client.delete(self.source, with_slot=False)
+        slot.drop(self.source, 30)
         admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})
         topics = [
             self.topic,
