@@ -11,7 +11,8 @@ from confluent_kafka import Consumer, TopicPartition
 from daemon.core.version import SnapshotVersion, decode
 from daemon.index.layout import Layout
 from deploy.local.stack import Stack
-from tests.support.mirrored_table import MirroredTable, WorkerProcess, free_port, wait_until
+from tests.support.mirrored_table import MirroredTable, WorkerProcess, wait_until
+from tests.support.ports import free_port
 from tests.support.tcp_proxy import tcp_proxy
 from tests.workflows.retries import Retries
 from workflows.retry.contract import TryOutcome
