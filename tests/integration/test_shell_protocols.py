@@ -1,4 +1,4 @@
-"""The fakes of the in-process shell answer as the real servers do; tests/unit/shell/test_fakes.py asks the fakes alone."""
+"""The fakes of the shell answer as the real servers do; tests/unit/shell/test_fakes.py asks the fakes alone."""
 
 import asyncio
 import uuid
