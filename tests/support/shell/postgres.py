@@ -73,6 +73,7 @@ class Database:
         self.schema = TABLE
         self.system_identifier = 7_300_000_000_000_000_001
         self.timeline = 1
+        self.oid = 16_384
         self.last_n = 0
         self.topic = f"{source.name}.{TABLE.name}"
         self.message_topic = source.message_topic
@@ -216,6 +217,7 @@ class FakePostgresReader:
     """See `daemon.source.postgres.reader.PostgresReader`."""
 
     def __init__(self, database: Database, source: PostgresSource, process: Process) -> None:
+        self.part = f"source {source.name}"
         self._database = database
         self._source = source
         self._process = process
@@ -285,7 +287,7 @@ class FakePostgresReader:
     async def identity(self) -> SourceIdentity:
         database = self._database
         return await self._call(
-            "identity", "", lambda: SourceIdentity(database.system_identifier, database.timeline, False)
+            "identity", "", lambda: SourceIdentity(database.system_identifier, database.timeline, False, database.oid)
         )
 
     async def count_estimate(self, table: TableSchema) -> int:

@@ -36,6 +36,8 @@ class RedisServer:
         indexes: of the search module.
         aliases: of indexes.
         on_write: called after each command with its name, its arguments and its answer.
+        on_checkpoint: called at each; what it answers is called when Redis goes back there.
+        on_flush: called when all keys are gone.
     """
 
     def __init__(self, faults: Faults) -> None:
@@ -49,18 +51,21 @@ class RedisServer:
         self.scans = 0
         self.cursors: dict[int, str] = {}
         self.on_write: Callable[[str, Arguments, Any], None] = lambda *_: None
+        self.on_checkpoint: Callable[[], Callable[[], None]] = lambda: lambda: None
+        self.on_flush: Callable[[], None] = lambda: None
 
     def client(self, process: Process | None = None) -> "FakeRedis":
         return FakeRedis(self, process or Process())
 
     def checkpoint(self) -> Callable[[], None]:
         """Keeps the state, as a copy of the append-only file does; calling what it returns goes back to it."""
-        go_back = self.keyspace.checkpoint()
+        go_back, told = self.keyspace.checkpoint(), self.on_checkpoint()
         indexes, aliases, functions = dict(self.indexes), dict(self.aliases), self.has_functions
 
         def restore() -> None:
             go_back()
             self.indexes, self.aliases, self.has_functions = dict(indexes), dict(aliases), functions
+            told()
 
         return restore
 
@@ -69,6 +74,7 @@ class RedisServer:
         self.keyspace.clear()
         self.indexes.clear()
         self.aliases.clear()
+        self.on_flush()
 
     def apply(self, arguments: Arguments) -> Any:
         """Have the effect of a command.

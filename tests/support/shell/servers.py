@@ -57,35 +57,30 @@ class FakeEdges(Edges):
     """The vendor's parts of one process.
 
     Attributes:
-        stop: asks the process to end, as SIGTERM does; None before it listens.
+        stop: set by SIGTERM, once the process has begun to run.
         reader: its Kafka reader; None before it was made.
     """
 
     def __init__(self, servers: Servers, process: Process) -> None:
         self._servers = servers
         self._process = process
-        self.stop: Callable[[], None] | None = None
+        self.stop: asyncio.Event
         self.reader: FakeKafkaReader | None = None
 
     def redis(self, settings: RedisSettings) -> FakeRedis:
         del settings
         return self._servers.redis.client(self._process)
 
-    def source(self, source: PostgresSource) -> FakePostgresReader:  # type: ignore[override]
-        return self._servers.database.reader(source, self._process)
+    def source(self, settings: PostgresSource) -> FakePostgresReader:  # type: ignore[override]
+        return self._servers.database.reader(settings, self._process)
 
     def dead_letters(self, settings: KafkaSettings) -> FakeDeadLetterProducer:  # type: ignore[override]
         del settings
         return self._servers.letters.producer(self._process)
 
     def consumer(  # type: ignore[override]
-        self,
-        settings: KafkaSettings,
-        topics: Sequence[str],
-        listener: Listener,
-        loop: asyncio.AbstractEventLoop,
+        self, settings: KafkaSettings, topics: Sequence[str], listener: Listener
     ) -> FakeKafkaReader:
-        del loop
         self.reader = FakeKafkaReader(
             self._servers.broker,
             settings.group_id,
@@ -106,6 +101,5 @@ class FakeEdges(Edges):
         del address, metrics, health
         return FakeTelemetry()
 
-    def stop_signals(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-        del loop
+    def stop_signals(self, stop: asyncio.Event) -> None:
         self.stop = stop

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from daemon.core.vectors import decode
-from daemon.index.layout import Layout
+from daemon.index.layout import Layout, positions_key
 from daemon.live.service import Service
 from daemon.settings import (
     BatchingSettings,
@@ -115,9 +115,8 @@ class Shell:
         """
         assert self._run is not None
         if self.running:
-            while self.edges.stop is None:
-                await asyncio.sleep(0)
-            self.edges.stop()
+            await asyncio.sleep(0)
+            self.edges.stop.set()
         await asyncio.wait([self._run])
         await self._no_task_is_left()
         self._run.result()
@@ -127,6 +126,24 @@ class Shell:
             await asyncio.sleep(0)
         left = self.process.left()
         assert not left, "the process has ended and left these: " + ", ".join(map(repr, left))
+
+    @property
+    def ended(self) -> bool:
+        """Whether this life is over, by a kill or by itself."""
+        return self.process.dead or not self.running
+
+    async def ensure_started(self) -> None:
+        """Begin another life where the last is over.
+
+        Raises:
+            LivevecError: the last one ended by itself, on this failure.
+        """
+        if not self.ended:
+            return
+        await self.process.gone()
+        if self.failure is not None:
+            raise self.failure
+        self.start()
 
     async def restart(self) -> None:
         await self.kill()
@@ -144,16 +161,28 @@ class Shell:
         """
         ends_at_s = self._loop.time() + within_s
         while not condition():
-            assert self.running or self.process.dead, f"the process has ended: {self.failure!r}"
+            assert not self.ended, f"the process has ended: {self.failure!r}"
             assert self._loop.time() < ends_at_s, f"not so after {within_s:g} s: {what or condition}"
             await asyncio.sleep(_LOOK_S)
 
     async def settled(self, within_s: float = SETTLES_WITHIN_S) -> None:
-        """Wait until every record of every topic is acknowledged, and the group has committed so."""
+        """Wait until every record of every topic is acknowledged."""
         await self.until(lambda: not self.unacknowledged(), "all records are acknowledged", within_s)
 
     def unacknowledged(self) -> dict[Partition, tuple[int, int]]:
-        """Of each partition that is behind: what was committed, and its end."""
+        """Of each partition that is behind: its position beside the data, and its end."""
+        key = positions_key(self.config.kafka.group_id, "0")
+        stored = self.servers.redis.keyspace.hash(key)
+        behind = {}
+        for (topic, number), log in self.servers.broker.logs.items():
+            text = stored.get(f"{topic}/{number}".encode(), b"0:0")
+            position = max(0, int(text.partition(b":")[2]))
+            if position < log.end:
+                behind[topic, number] = position, log.end
+        return behind
+
+    def uncommitted(self) -> dict[Partition, tuple[int, int]]:
+        """Of each partition that is behind: what the group has committed, and its end."""
         broker = self.servers.broker
         committed = broker.group(self.config.kafka.group_id).committed
         ends = {partition: log.end for partition, log in broker.logs.items()}
