@@ -287,7 +287,9 @@ class FakePostgresReader:
     async def identity(self) -> SourceIdentity:
         database = self._database
         return await self._call(
-            "identity", "", lambda: SourceIdentity(database.system_identifier, database.timeline, False, database.oid)
+            "identity",
+            "",
+            lambda: SourceIdentity(database.system_identifier, database.timeline, False, database.oid),
         )
 
     async def count_estimate(self, table: TableSchema) -> int:

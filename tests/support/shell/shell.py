@@ -73,7 +73,7 @@ class Shell:
     """
 
     def __init__(self, loop: VirtualLoop, servers: Servers, config: Config) -> None:
-        self._loop = loop
+        self.loop = loop
         self.servers = servers
         self.config = config
         self.process: Process
@@ -97,11 +97,11 @@ class Shell:
         self.process = Process()
         self.edges = self.servers.edges(self.process)
         self.service = Service(self.config, self.edges)
-        self._run = self.process.run(self._loop, self.service.run())
+        self._run = self.process.run(self.loop, self.service.run())
 
     def die(self) -> None:
         """kill -9; see `Process.die`. May be called from within the process."""
-        self.process.die(self._loop)
+        self.process.die(self.loop)
 
     async def kill(self) -> None:
         self.die()
@@ -159,10 +159,10 @@ class Shell:
         Raises:
             AssertionError: it is not so in time, or the process has ended.
         """
-        ends_at_s = self._loop.time() + within_s
+        ends_at_s = self.loop.time() + within_s
         while not condition():
             assert not self.ended, f"the process has ended: {self.failure!r}"
-            assert self._loop.time() < ends_at_s, f"not so after {within_s:g} s: {what or condition}"
+            assert self.loop.time() < ends_at_s, f"not so after {within_s:g} s: {what or condition}"
             await asyncio.sleep(_LOOK_S)
 
     async def settled(self, within_s: float = SETTLES_WITHIN_S) -> None:

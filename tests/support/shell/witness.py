@@ -90,7 +90,10 @@ class Witness:
         _, _, stem = self._layout.keys(identifier)
         hash = self._servers.redis.keyspace.hash(f"{stem}:0")
         found = None if not hash else f"{hash[b'n'].decode()} {hash[b'text'].decode()}"
-        states = [None, *(value for _, value in self._servers.database.model.server.chain.get(int(identifier), ()))]
+        states = [
+            None,
+            *(value for _, value in self._servers.database.model.server.chain.get(int(identifier), ())),
+        ]
         before = self._seen.get(identifier, 0)
         at = next((at for at in range(before, len(states)) if states[at] == found), None)
         if at is None:
@@ -108,7 +111,9 @@ class Witness:
             self.wrong.append(f"{partition} was committed up to {highest}, and now up to {offset} again")
         self._highest[partition] = max(highest, offset)
         topic, number = partition
-        stored = self._servers.redis.keyspace.hash(positions_key(group, "0")).get(f"{topic}/{number}".encode())
+        stored = self._servers.redis.keyspace.hash(positions_key(group, "0")).get(
+            f"{topic}/{number}".encode()
+        )
         position = -1 if stored is None else int(stored.partition(b":")[2])
         if position < offset or topic != self._servers.database.topic:
             return
@@ -154,4 +159,3 @@ class Witness:
             tuple(letter.headers[f"livevec.{name}"] for name in ("topic", "partition", "offset")) == place
             for letter in self._servers.letters.letters
         )
-
