@@ -1,6 +1,6 @@
 """The connection to Redis, and the one place where its errors are translated."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from daemon.errors import FailureClass, RejectRow, RetryLater, StopProcess
 from daemon.settings import RedisSettings
 
 Client = Redis | RedisCluster
+_SLOTS = 16_384
 
 VENDOR_ERRORS = (
     errors.RedisError,
@@ -61,6 +62,31 @@ def connect(settings: RedisSettings) -> Client:
         retry=Retry(NoBackoff(), 0),
         protocol=3,
     )
+
+
+async def key_of_each_primary(client: Client, key_of: Callable[[str], str]) -> dict[str, str]:
+    """Return, for each primary, a key that it holds: by its name, which is empty for a Redis that is no cluster.
+
+    Args:
+        key_of: gives the key of a hash tag; tags are tried until each primary has one.
+
+    Raises:
+        FailureClass: no node answers.
+    """
+    if not isinstance(client, RedisCluster):
+        return {"": key_of("0")}
+    with translated():
+        await client.initialize()
+    primaries = {node.name for node in client.get_primaries()}
+    keys: dict[str, str] = {}
+    for number in range(_SLOTS):
+        key = key_of(str(number))
+        node = client.get_node_from_key(key)
+        if node is not None and node.name in primaries:
+            keys.setdefault(node.name, key)
+        if len(keys) == len(primaries):
+            break
+    return keys
 
 
 @contextmanager

@@ -15,11 +15,10 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from daemon.errors import RetryLater
-from daemon.index.connection import Client, failure, translated
+from daemon.index.connection import Client, failure, key_of_each_primary, translated
 from daemon.settings import RedisSettings
 
 _KEY = "lv:durable:{{{}}}"
-_SLOTS = 16_384
 _WAIT_MS_MAX = 2_000
 
 
@@ -101,22 +100,13 @@ async def _run_id(connection: Redis) -> str:
 
 
 async def _primaries(client: Client) -> AsyncIterator[tuple[str, Redis, str]]:
-    """Each primary: its name, a client of it alone, and a key that it holds."""
-    if not isinstance(client, RedisCluster):
-        yield "its address", client, _KEY.format("0")
-        return
-    with translated():
-        await client.initialize()
-    wanted = {node.name: node for node in client.get_primaries()}
-    for number in range(_SLOTS):
-        key = _KEY.format(number)
-        node = client.get_node_from_key(key)
-        if node is None or wanted.pop(node.name, None) is None:
-            continue
-        async with _alone(node) as connection:
-            yield node.name, connection, key
-        if not wanted:
-            return
+    """Give each primary: its name, a client of it alone, and a key that it holds."""
+    for name, key in (await key_of_each_primary(client, _KEY.format)).items():
+        if not isinstance(client, RedisCluster):
+            yield "its address", client, key
+        elif (node := client.get_node(node_name=name)) is not None:
+            async with _alone(node) as connection:
+                yield name, connection, key
 
 
 @asynccontextmanager

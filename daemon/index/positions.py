@@ -9,11 +9,10 @@ from the value it wrote last; what it finds instead tells a Redis that went back
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, cast
 
-from redis.asyncio.cluster import RedisCluster
-
-from daemon.index.connection import Client, FunctionsMissing, translated
+from daemon.index.connection import Client, FunctionsMissing, key_of_each_primary, translated
 from daemon.index.layout import positions_key
 from daemon.index.writer import load_functions
 
@@ -57,7 +56,8 @@ class Positions:
 
     async def claim(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
         """Claim partitions; answers the offset up to which every shard has applied each, None where one has none."""
-        self._keys = await self._shard_keys()
+        shards = await key_of_each_primary(self._client, partial(positions_key, self._group))
+        self._keys = list(shards.values())
         if not partitions:
             return {}
         found: dict[Partition, int | None] = {}
@@ -107,12 +107,16 @@ class Positions:
             return Verdict.ADVANCED
         stored = _stored(differing, expected)
         if all(
-            position is not None and position.claim == expected[p].claim and position.offset > expected[p].offset
+            position is not None
+            and position.claim == expected[p].claim
+            and position.offset > expected[p].offset
             for p, position in stored.items()
         ):
             # Under its claim only this daemon advances a position: an advance whose answer was lost, or another one
             # at the same time, was applied.
-            known.update((p, position) for p, position in stored.items() if position and known.get(p) == expected[p])
+            known.update(
+                (p, position) for p, position in stored.items() if position and known.get(p) == expected[p]
+            )
             return None
         return _verdict(stored, expected)
 
@@ -139,23 +143,6 @@ class Positions:
             raise
         return reply if isinstance(reply, list) else []
 
-    async def _shard_keys(self) -> list[str]:
-        """One key per primary: tags are tried until each primary owns one's slot."""
-        if not isinstance(self._client, RedisCluster):
-            return [positions_key(self._group, "0")]
-        with translated():
-            await self._client.initialize()
-        wanted = {node.name for node in self._client.get_primaries()}
-        keys: dict[str, str] = {}
-        for number in range(16_384):
-            key = positions_key(self._group, str(number))
-            node = self._client.get_node_from_key(key)
-            if node is not None and node.name in wanted:
-                keys.setdefault(node.name, key)
-            if len(keys) == len(wanted):
-                break
-        return list(keys.values())
-
 
 def _field(partition: Partition) -> str:
     return f"{partition[0]}/{partition[1]}"
@@ -170,9 +157,7 @@ def _stored(
     return {fields[field.decode()]: Position.decode(text) for field, text in texts}
 
 
-def _verdict(
-    stored: Mapping[Partition, Position | None], expected: Mapping[Partition, Position]
-) -> Verdict:
+def _verdict(stored: Mapping[Partition, Position | None], expected: Mapping[Partition, Position]) -> Verdict:
     for partition, position in stored.items():
         if position is None or position.claim < expected[partition].claim:
             return Verdict.WENT_BACK

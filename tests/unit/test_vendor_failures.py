@@ -3,8 +3,8 @@
 import inspect
 from types import ModuleType
 
-import grpc
-import grpc.aio
+import grpc  # type: ignore[import-untyped]
+import grpc.aio  # type: ignore[import-untyped]
 import httpx
 import psycopg
 import psycopg.errors

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from daemon.embedding.embedder import Embeddings, EmbeddingSpace, Prompt
-from daemon.embedding.openai.answers import embeddings_of
+from daemon.embedding.openai.answers import PaidVectors, embeddings_of
 from daemon.embedding.openai.failures import (
     KEEPS_THE_MODEL,
     TELLS_TO_WAIT,
@@ -23,7 +23,6 @@ from daemon.embedding.openai.failures import (
     may_lie_in_the_texts,
     wait_s,
 )
-from daemon.embedding.openai.paid_vectors import PaidVectors
 from daemon.embedding.openai.requests import RequestCutter, RequestLimits
 from daemon.errors import ConfigError, FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 from daemon.settings import EmbeddingSettings

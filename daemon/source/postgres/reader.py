@@ -58,7 +58,6 @@ class BlockingTransaction:
     user: str | None
     application: str | None
     state: str | None
-    started_at_s: float | None
     prepared_as: str | None
 
     def __str__(self) -> str:
@@ -330,8 +329,7 @@ class PostgresReader:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
                 "SELECT DISTINCT ON (coalesce(l.pid::text, p.gid)) l.transactionid::text::int8, l.pid,"
-                " coalesce(a.usename, p.owner)::text, a.application_name, a.state,"
-                " extract(epoch FROM coalesce(a.xact_start, p.prepared))::float8, p.gid"
+                " coalesce(a.usename, p.owner)::text, a.application_name, a.state, p.gid"
                 " FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid"
                 " LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid"
                 " WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted"
