@@ -78,11 +78,11 @@ class KafkaConnect:
         self._client.close()
 
     def plugins(self) -> dict[str, str]:
-        """Classes of the installed connectors and their versions."""
+        """Return classes of the installed connectors and their versions."""
         return {plugin["class"]: plugin["version"] for plugin in self._call("GET", "/connector-plugins")}
 
     def definition(self, name: str) -> dict[str, str] | None:
-        """The configuration of a connector; None when there is none."""
+        """Return the configuration of a connector; None when there is none."""
         found = self._call("GET", f"/connectors/{quote(name, safe='')}/config", absent_ok=True)
         if found is None:
             return None
@@ -117,7 +117,7 @@ class KafkaConnect:
         return Applied.UNCHANGED
 
     def status(self, name: str) -> Status | None:
-        """What Connect knows of the connector; None when there is none."""
+        """Return what Connect knows of the connector; None when there is none."""
         found = self._call("GET", f"/connectors/{quote(name, safe='')}/status", absent_ok=True)
         if found is None:
             return None
@@ -225,7 +225,7 @@ class KafkaConnect:
     def _call(
         self, method: str, path: str, body: Mapping[str, str] | None = None, absent_ok: bool = False
     ) -> Any:
-        """One request; a conflict means that the workers are rebalancing, and is repeated."""
+        """Make a request; a conflict means that the workers are rebalancing, and is repeated."""
         end = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -253,7 +253,7 @@ class KafkaConnect:
 
 
 def _rebalancing(reply: httpx.Response) -> bool:
-    """Connect says so by 409, or, where the worker learns of it while it answers, by 500 and the words alone."""
+    """Return whether Connect is rebalancing: it answers 409, or 500 where a worker learns of it while it answers."""
     return reply.status_code == httpx.codes.CONFLICT or (reply.is_error and "rebalance" in reply.text)
 
 
@@ -272,7 +272,7 @@ def _refusal(method: str, path: str, reply: httpx.Response) -> ConnectorError:
 
 
 def _failure(source: PostgresSource, status: Status) -> ConnectorError:
-    """The error of a failed connector, with what helps against the usual causes."""
+    """Return the error of a failed connector, with what helps against the usual causes."""
     remedy = f"correct the cause, then `livevec connector apply` restarts it ({status.name})"
     if "no longer available on the server" in status.error or "slot.name" in status.error:
         remedy = (
@@ -299,7 +299,7 @@ def _describe(status: Status | None, found: slot.Slot | None) -> str:
 
 
 def _cause(trace: str) -> str:
-    """The messages of a Java stack trace, outermost first, without its frames.
+    """Return the messages of a Java stack trace, outermost first, without its frames.
 
     Of Java's own exceptions only the class is kept: their messages quote the value that they choked on.
     """

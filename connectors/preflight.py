@@ -26,7 +26,7 @@ VERSION_MIN = 150000
 
 
 def check(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Finding]:
-    """Look at the database, the publication, every pipeline's table, and the topics; changes nothing."""
+    """Check the database, the publication, every pipeline's table, and the topics; this changes nothing."""
     mine = [pipeline for pipeline in pipelines if pipeline.source == source.name]
     return [*_check_database(source, mine), *check_topics(source, mine, kafka)]
 

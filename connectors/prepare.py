@@ -74,7 +74,7 @@ def _any_partitioned(connection: Connection, tables: Sequence[str]) -> bool:
 
 
 def _unpublished(connection: Connection, publication: str, tables: Sequence[str]) -> list[sql.Identifier]:
-    """Existing tables that the publication lacks; those that do not exist are the preflight's to report."""
+    """Return existing tables that the publication lacks; those that do not exist are the preflight's to report."""
     rows = connection.execute(
         "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE c.relkind IN ('r', 'p') AND n.nspname || '.' || c.relname = ANY(%s) AND NOT EXISTS ("

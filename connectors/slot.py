@@ -63,7 +63,7 @@ def connected(source: PostgresSource) -> Iterator[Connection]:
 
 
 def read(source: PostgresSource) -> Slot | None:
-    """The source's slot; None when there is none.
+    """Return the source's slot; None when there is none.
 
     Raises:
         ConnectorError: PostgreSQL cannot be reached.

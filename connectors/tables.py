@@ -34,7 +34,7 @@ _KINDS = {
 def check_table(
     connection: Connection, source: PostgresSource, pipeline: Pipeline, user: str, published: bool
 ) -> list[Finding]:
-    """All findings about one pipeline's table.
+    """Return all findings about one pipeline's table.
 
     Args:
         user: the connector's role.

@@ -50,7 +50,7 @@ class FunctionsMissing(RetryLater):
 
 
 def connect(settings: RedisSettings) -> Client:
-    """A client that neither retries nor hides a lost connection: the pipeline decides what happens then."""
+    """Return a client that neither retries nor hides a lost connection: the pipeline decides what happens then."""
     url = settings.url.get_secret_value()
     if settings.cluster:
         return _Cluster.from_url(url, socket_timeout=settings.timeout_s, protocol=3)

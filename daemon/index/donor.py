@@ -35,7 +35,7 @@ class VectorDonor:
         self._size_bytes = size_bytes(type, taker.dimension)
 
     async def vectors(self, wanted: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
-        """The vectors of each (document id, content hash), one for each chunk; none where there are not all of them.
+        """Return the vectors of each (document id, content hash), one a chunk; none where there are not all of them.
 
         Raises:
             FailureClass: Redis failed.
@@ -68,7 +68,7 @@ class VectorDonor:
 def donor(
     client: Client, pipeline: str, table: VersionTable, taker: IndexVersion, pipeline_commands_max: int
 ) -> VectorDonor | None:
-    """What gives its vectors to a version that is not the one that readers see; None: no other has the same.
+    """Return what gives its vectors to a version that is not the one that readers see; None: no other has the same.
 
     A shorter number format does not become a longer one: the digits that it lost stay lost.
     """

@@ -40,7 +40,7 @@ class Durability:
 
     @classmethod
     async def begin(cls, client: Client, settings: RedisSettings) -> "Durability":
-        """From now on: a Redis that is started anew after this is noticed.
+        """Begin to watch: a Redis that is started anew after this is noticed.
 
         Raises:
             FailureClass: Redis is away.
@@ -51,7 +51,7 @@ class Durability:
         return cls(client, found, settings.timeout_s * 6)
 
     async def reached(self) -> None:
-        """Returns when every write that was answered before this call is on disk.
+        """Wait until every write that was answered before this call is on disk.
 
         Raises:
             RetryLater: Redis was started anew since `begin`, is away, or its disk is too slow: write again.
@@ -111,7 +111,7 @@ async def _primaries(client: Client) -> AsyncIterator[tuple[str, Redis, str]]:
 
 @asynccontextmanager
 async def _alone(node: Any) -> AsyncIterator[Redis]:
-    """A plain client of one node of a cluster, with the cluster client's user and settings."""
+    """Return a plain client of one node of a cluster, with the cluster client's user and settings."""
     known = ("username", "password", "socket_timeout", "protocol", "ssl", "ssl_ca_certs", "client_name")
     options = {name: value for name, value in node.connection_kwargs.items() if name in known}
     connection: Redis = Redis(host=node.host, port=node.port, **options)

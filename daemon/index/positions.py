@@ -151,7 +151,7 @@ def _field(partition: Partition) -> str:
 def _stored(
     differing: Sequence[bytes], expected: Mapping[Partition, Position]
 ) -> dict[Partition, Position | None]:
-    """What is stored of those that are not as expected."""
+    """Return what is stored of those that are not as expected."""
     fields = {_field(partition): partition for partition in expected}
     texts = zip(differing[::2], differing[1::2], strict=True)
     return {fields[field.decode()]: Position.decode(text) for field, text in texts}

@@ -70,7 +70,7 @@ async def exists(client: Client, index: str) -> bool:
 
 
 async def create(client: Client, layout: Layout, version: IndexVersion) -> None:
-    """FT.CREATE over the documents' prefix; documents that are there already are indexed in the background."""
+    """Create the index of a version; documents that are there already are indexed in the background."""
     with translated():
         await cast(Any, client.ft(layout.index)).create_index(
             _fields(version),
@@ -98,7 +98,7 @@ def _text(value: object) -> str:
 
 
 def _fields(version: IndexVersion) -> list[Field]:
-    """The search schema. `chunk` and `text` are in the hashes but not in it: a query can return them, and a
+    """Return the search schema. `chunk` and `text` are in the hashes but not in it: a query can return them, and a
     full-text index over every text would cost each write more than the vector does."""
     kinds = {"numeric": NumericField, "text": TextField}
     metadata = [

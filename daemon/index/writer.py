@@ -103,7 +103,7 @@ class IndexWriter:
         self.commands_max = pipeline_commands_max
 
     async def lookup(self, ids: Sequence[str]) -> list[Stored | None]:
-        """Bookkeeping of each id, in one round trip.
+        """Return bookkeeping of each id, in one round trip.
 
         Raises:
             FailureClass: see `connection.failure`.
@@ -167,7 +167,7 @@ class IndexWriter:
             await cast(Any, self._client).hset(reconcile_key(pipeline), reason, now_s)
 
     async def reconcile_reasons(self) -> dict[str, float]:
-        """Why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
+        """Return why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
         with translated():
             found = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
         return {reason.decode(): float(since) for reason, since in found.items()}
@@ -192,7 +192,7 @@ class IndexWriter:
             raise
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
-        """Ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
+        """Return ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
         pattern = glob_escaped(self.layout.bookkeeping_prefix) + "*"
         batch: list[str] = []
         with translated():

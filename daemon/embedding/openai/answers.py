@@ -17,7 +17,7 @@ _KEPT_BYTES_MAX = 32 * 1024 * 1024
 
 
 def embeddings_of(content: bytes, texts: int, dimension: int) -> Embeddings | Failure:
-    """float32 [texts, dimension], C-contiguous, read-only; or why the answer is none.
+    """Return float32 [texts, dimension], C-contiguous, read-only; or why the answer is none.
 
     base64 is asked for, since it takes a ninth of the time to read (500 of 1,536: 10 ms, not
     87), but many servers send numbers all the same.
@@ -41,7 +41,7 @@ def embeddings_of(content: bytes, texts: int, dimension: int) -> Embeddings | Fa
 
 
 def _in_order(items: Sequence[Any], texts: int) -> Sequence[Any]:
-    """The items in the order of the texts; without indexes they are in it.
+    """Return the items in the order of the texts; without indexes they are in it.
 
     Raises:
         ValueError: not one item for each text.

@@ -108,7 +108,7 @@ def failure_of_error(error: Exception) -> Failure:
 
 
 def failure_of_answer(answer: httpx.Response, now_s: float) -> Failure:
-    """What an answer other than 200 means; `now_s` is the time of day, for dates in it."""
+    """Return what an answer other than 200 means; `now_s` is the time of day, for dates in it."""
     code, message = _error_of(answer.content)
     # A status that no standard names is taken for a failure of the server.
     cause = CAUSE_BY_STATUS.get(answer.status_code, Cause.FAILED)
@@ -120,7 +120,7 @@ def failure_of_answer(answer: httpx.Response, now_s: float) -> Failure:
 
 
 def _error_of(content: bytes) -> tuple[str, str]:
-    """Code and message of an error; empty where the server gives none. Only the code is fit to be shown."""
+    """Return code and message of an error; empty where the server gives none. Only the code is fit to be shown."""
     try:
         error = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -138,7 +138,7 @@ def _error_of(content: bytes) -> tuple[str, str]:
 
 
 def may_lie_in_the_texts(failure: Failure, texts: int) -> bool:
-    """Whether another text would tell if the server or the request is at fault.
+    """Return whether another text would tell if the server or the request is at fault.
 
     A lone text that takes too long is no proof against it: the server may be busy.
     """
@@ -146,7 +146,7 @@ def may_lie_in_the_texts(failure: Failure, texts: int) -> bool:
 
 
 def failure_class(failure: Failure, *, texts: int, where: str, tries: int = 0) -> FailureClass:
-    """What to do about it.
+    """Return what to do about a failure.
 
     Args:
         texts: how many the request had; 0: it was the probe, whose text is beyond suspicion.
@@ -170,7 +170,7 @@ def failure_class(failure: Failure, *, texts: int, where: str, tries: int = 0) -
 
 
 def wait_s(failure: Failure) -> float:
-    """For how long no request should be sent."""
+    """Return for how long no request should be sent."""
     return _WAITS_S[failure.cause] if failure.retry_after_s is None else failure.retry_after_s
 
 
@@ -255,7 +255,7 @@ def _date_s(value: str) -> float | None:
 
 
 def _reset_s(headers: Mapping[str, str]) -> float | None:
-    """When the exhausted limits are whole again; the nearest one where none is told to be exhausted."""
+    """Return when the exhausted limits are whole again; the nearest one where none is told to be exhausted."""
     resets_s = {}
     for limit in _LIMITED:
         reset_s = _duration_s(headers.get(f"x-ratelimit-reset-{limit}", ""))
@@ -272,7 +272,7 @@ def _reset_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _duration_s(value: str) -> float | None:
-    """`6m0s`, `250ms`, `1h2m3.5s`; a bare number is seconds."""
+    """Parse `6m0s`, `250ms` or `1h2m3.5s`; a bare number is seconds."""
     value = value.strip()
     parts = _DURATION_PART.findall(value)
     if not parts or "".join(number + unit for number, unit in parts) != value:

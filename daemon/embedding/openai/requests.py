@@ -41,7 +41,7 @@ class RequestCutter:
         self._special = self._tokenizer.num_special_tokens_to_add(False) if self._tokenizer else 0
 
     async def requests(self, texts: Sequence[str]) -> list[list[str]]:
-        """The texts in their order, as requests; each text as it is sent."""
+        """Return the texts in their order, as requests; each text as it is sent."""
         sizes_bytes = [len(text.encode("utf-8", "replace")) for text in texts]
         limits = self._limits
         # No tokenizer gives more tokens than bytes, so that most calls need no look at their texts.
@@ -54,7 +54,7 @@ class RequestCutter:
         return self._packed(await asyncio.to_thread(self._cut_by_tokens, self._tokenizer, texts))
 
     def _packed(self, texts: Sequence[tuple[str, int]]) -> list[list[str]]:
-        """Requests as full as the limits allow, of texts with their tokens."""
+        """Return requests as full as the limits allow, of texts with their tokens."""
         requests: list[list[str]] = []
         tokens = 0
         for text, text_tokens in texts:

@@ -64,7 +64,7 @@ class TritonEmbedder:
         return self._space
 
     async def start(self) -> EmbeddingSpace:
-        """Raises StopProcess where the model is missing or does not fit, RetryLater where Triton is away."""
+        """Raise StopProcess where the model is missing or does not fit, RetryLater where Triton is away."""
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._url, options=CHANNEL_OPTIONS)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -85,7 +85,7 @@ class TritonEmbedder:
             self._channel = None
 
     async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
-        """float32 [len(texts), dimension], read-only; `prompt` picks the prefix that the model was trained with.
+        """Return float32 [len(texts), dimension], read-only; `prompt` picks the prefix that the model was trained with.
 
         Raises:
             RetryLater: Triton is away, overloaded, or has just been told to reload a model that had died.
@@ -144,7 +144,7 @@ class TritonEmbedder:
         return embeddings
 
     async def _confirm_space(self) -> None:
-        """Reads the model's configuration; raises StopProcess where it is not the space we write into."""
+        """Read the model's configuration; raises StopProcess where it is not the space we write into."""
         request = service_pb2.ModelConfigRequest(name=self._model)
         response = await self._stub.ModelConfig(request, timeout=self._timeout_s)
         space = _space_of(response.config, self._where)
@@ -164,7 +164,7 @@ class TritonEmbedder:
         self._space_in_doubt = False
 
     async def _watch_connection(self, channel: grpc.aio.Channel) -> None:
-        """gRPC connects again without a word: a Triton restarted while we were idle may have another model."""
+        """Doubt the model after each new connection: a Triton restarted meanwhile may have another one."""
         while True:
             state = channel.get_state()
             await channel.wait_for_state_change(state)
@@ -191,7 +191,7 @@ class TritonEmbedder:
         return True
 
     async def _is_in_repository(self) -> bool:
-        """True also where Triton does not say."""
+        """Return whether the model is there; true also where Triton does not say."""
         try:
             index = await self._stub.RepositoryIndex(
                 service_pb2.RepositoryIndexRequest(), timeout=self._timeout_s
@@ -201,13 +201,13 @@ class TritonEmbedder:
         return any(model.name == self._model for model in index.models)
 
     async def _reload_once(self) -> None:
-        """Waits for a reload of the model, which all callers share; one cancelled caller does not end it."""
+        """Wait for a reload of the model, which all callers share; one cancelled caller does not end it."""
         if self._reload is None or self._reload.done():
             self._reload = asyncio.create_task(self._unload_and_load())
         await asyncio.shield(self._reload)
 
     async def _unload_and_load(self) -> None:
-        """A dead stub's model comes back by unload and load; load alone does nothing.
+        """Unload and load the model, which brings it back after its stub died; load alone does nothing.
 
         The unload of such a model never ends (Triton 2.51 shows UNLOADING for ever), so nothing waits for it.
         """

@@ -63,7 +63,7 @@ def cause_of(error: Exception) -> Cause:
 
 
 def failure_of(cause: Cause, *, texts: int, model_alive: bool, where: str) -> FailureClass:
-    """The failure class of a request of `texts` texts.
+    """Return the failure class of a request of `texts` texts.
 
     Args:
         model_alive: the model embeds another text right now, so the cause lies in this request.

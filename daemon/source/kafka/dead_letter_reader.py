@@ -68,7 +68,7 @@ class Letters:
 
 
 def parse(record: Record) -> DeadLetter:
-    """The dead letter in a record of a dead-letter topic; what its headers lack stays empty."""
+    """Return the dead letter in a record of a dead-letter topic; what its headers lack stays empty."""
     headers = {name: value.decode("utf-8", "replace") for name, value in record.headers if value is not None}
 
     def text(name: str) -> str:
@@ -98,7 +98,7 @@ def parse(record: Record) -> DeadLetter:
 
 
 def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters:
-    """The newest dead letters, at most `count_max` of each partition, up to the topic's end as it is now.
+    """Return the newest dead letters, at most `count_max` of each partition, up to the topic's end as it is now.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -123,7 +123,7 @@ def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters
 
 
 def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
-    """The next offset that the settings' consumer group would read of each partition; 0 where it has read none.
+    """Return the next offset that the settings' consumer group would read of each partition; 0 where it has read none.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -135,7 +135,7 @@ def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
 
 
 def read_partitions(settings: KafkaSettings, topic: str) -> int:
-    """How many partitions a topic has; 0 where there is none of that name.
+    """Return how many partitions a topic has; 0 where there is none of that name.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -145,7 +145,7 @@ def read_partitions(settings: KafkaSettings, topic: str) -> int:
 
 
 def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list[Record | None]:
-    """The record at each place; None where it is gone: by retention, compaction, or with its topic.
+    """Return the record at each place; None where it is gone: by retention, compaction, or with its topic.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -166,7 +166,7 @@ def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list
 
 
 def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]:
-    """Records of one partition from `start` to before the offset `end`; those that are gone are missing."""
+    """Return records of one partition from `start` to before the offset `end`; those that are gone are missing."""
     if start.offset >= end:
         return
     partition = TopicPartition(start.topic, start.partition, start.offset)
@@ -198,7 +198,7 @@ def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]
 
 @contextlib.contextmanager
 def _consumer(settings: KafkaSettings) -> Iterator[Consumer]:
-    """One that joins no group: its partitions are assigned by hand."""
+    """Open a consumer that joins no group: its partitions are assigned by hand."""
     with translated("Kafka does not answer"):
         consumer = Consumer(
             {**consumer_settings(settings), "enable.partition.eof": True}, logger=LibrdkafkaLog()

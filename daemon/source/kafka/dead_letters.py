@@ -114,7 +114,7 @@ class DeadLetterProducer:
         delivered: asyncio.Future[KafkaError | None] = loop.create_future()
 
         def report(error: KafkaError | None, _: Message) -> None:
-            """Runs in the thread that polls."""
+            """Take a delivery report, in the thread that polls."""
             loop.call_soon_threadsafe(settle, error)
 
         def settle(error: KafkaError | None) -> None:

@@ -24,7 +24,7 @@ class Published:
 
 
 def publisher_settings(settings: KafkaSettings) -> dict[str, Any]:
-    """librdkafka's settings for an event at a time.
+    """Return librdkafka's settings for an event at a time.
 
     linger 0 sends at once (the default of 5 ms is the latency); an event of a few hundred bytes is not worth
     compressing; acks=all with idempotence keeps the order of one key's events. Its price on one broker, 500 events

@@ -115,7 +115,7 @@ class KafkaReader:
         self._calls.put(call)
 
     async def partitions(self, topic: str) -> int:
-        """How many partitions a topic has; 0 while it does not exist.
+        """Return how many partitions a topic has; 0 while it does not exist.
 
         Raises:
             RetryLater: Kafka does not answer.
@@ -174,7 +174,7 @@ class KafkaReader:
         return bool(records)
 
     def _received(self, records: Sequence[Record], seeks: int) -> None:
-        """In the loop."""
+        """Hand records over, in the event loop."""
         try:
             self._listener.received(records, seeks)
         finally:
@@ -219,7 +219,7 @@ class KafkaReader:
                 log.warning("commit_failed", error=str(error))
 
     def _seek(self, offsets: Mapping[Partition, int | None]) -> None:
-        """Assigned anew instead of seek(): that is refused while a partition's fetcher is being reset."""
+        """Assign the partitions anew; seek() is refused while a partition's fetcher is being reset."""
         owned = {partition: offset for partition, offset in offsets.items() if partition in self._assignment}
         if not owned:
             return
@@ -280,7 +280,7 @@ class KafkaReader:
 
 
 def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:
-    """librdkafka's settings; the user's come last and win, except those that the rules of progress stand on."""
+    """Return librdkafka's settings; the user's come last and win, except those that the rules of progress stand on."""
     return {
         # The defaults of the next two cost up to 500 ms and 1 s.
         "fetch.wait.max.ms": settings.fetch_wait_max_ms,
@@ -316,7 +316,7 @@ def _offset(offset: int | None) -> int:
 
 
 def record_of(message: Message, received_at_s: float) -> Record:
-    """A record as the rest of the daemon takes it; not for a message that carries an error."""
+    """Return a record as the rest of the daemon takes it; not for a message that carries an error."""
     headers = message.headers()
     _, timestamp_ms = message.timestamp()
     return Record(

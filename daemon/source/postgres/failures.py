@@ -35,7 +35,7 @@ _REMEDIES = {
 
 
 def failure(error: psycopg.Error, what: str) -> FailureClass:
-    """The failure class of an error.
+    """Return the failure class of an error.
 
     Args:
         what: the source or table concerned, for the message.
@@ -68,7 +68,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def _message(error: psycopg.Error) -> str:
-    """A DataError (class 22) quotes the value that it refused, and values are not shown."""
+    """Return what an error says; not of a DataError (class 22), which quotes the value that it refused."""
     if isinstance(error, psycopg.DataError):
         return type(error).__name__
     return _one_line(error.diag.message_primary or str(error))
@@ -79,7 +79,7 @@ def _one_line(text: str) -> str:
 
 
 def refusal_of_read(error: Exception) -> RejectRow | None:
-    """What a failed read says about its rows; None: the failure is not the rows'.
+    """Return what a failed read says about its rows; None: the failure is not the rows'.
 
     The messages name no value: drivers quote them.
     """

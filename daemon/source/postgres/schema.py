@@ -29,7 +29,6 @@ class ColumnInfo:
     name: str
     type_oid: int
     type_name: str
-    not_null: bool
     base: ColumnType
     base_oid: int
     base_sql: str
@@ -169,18 +168,18 @@ SELECT c.oid::int8, format('%%I.%%I', n.nspname, c.relname), c.relkind::text, c.
        ARRAY(SELECT ARRAY[t.relid::oid::int8, pg_relation_filenode(t.relid)::int8] FROM pg_partition_tree(c.oid) t
              WHERE t.isleaf AND t.relid <> c.oid ORDER BY t.relid::oid::int8),
        (WITH RECURSIVE base AS (
-          SELECT a.attnum, a.attname, a.attnotnull, a.attgenerated, a.atttypid,
+          SELECT a.attnum, a.attname, a.attgenerated, a.atttypid,
                  format_type(a.atttypid, a.atttypmod) AS shown, a.atttypmod AS modifier,
                  t.oid, t.typtype, t.typbasetype, t.typtypmod
           FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
           UNION ALL
-          SELECT b.attnum, b.attname, b.attnotnull, b.attgenerated, b.atttypid, b.shown, b.typtypmod,
+          SELECT b.attnum, b.attname, b.attgenerated, b.atttypid, b.shown, b.typtypmod,
                  t.oid, t.typtype, t.typbasetype, t.typtypmod
           FROM base b JOIN pg_type t ON t.oid = b.typbasetype WHERE b.typtype = 'd'
         )
         SELECT json_agg(json_build_array(
-                 b.attname, b.atttypid::int8, b.shown, b.attnotnull, b.attgenerated,
+                 b.attname, b.atttypid::int8, b.shown, b.attgenerated,
                  coalesce(e.typname, t.typname), e.oid IS NOT NULL, coalesce(e.typtype, t.typtype) = 'e', b.modifier,
                  t.oid::int8, format('%%I.%%I', tn.nspname, t.typname)) ORDER BY b.attnum)
         FROM base b JOIN pg_type t ON t.oid = b.oid JOIN pg_namespace tn ON tn.oid = t.typnamespace
@@ -234,25 +233,14 @@ def _table(schema: str, name: str, row: tuple[Any, ...]) -> TableSchema:
         persistence=persistence,
         oid=oid,
         filenode=filenode,
-        columns=tuple(_column(*column) for column in columns or ()),
+        columns=tuple(_column(column) for column in columns or ()),
         key=tuple(key),
         partitions=tuple((leaf, leaf_filenode) for leaf, leaf_filenode in leaves),
         publication=tuple(published),
     )
 
 
-def _column(
-    name: str,
-    oid: int,
-    shown: str,
-    not_null: bool,
-    generated: str,
-    base: str,
-    array: bool,
-    enum: bool,
-    modifier: int,
-    base_oid: int,
-    base_sql: str,
-) -> ColumnInfo:
+def _column(row: list[Any]) -> ColumnInfo:
+    name, oid, shown, generated, base, array, enum, modifier, base_oid, base_sql = row
     type = ColumnType(base, array, enum, modifier)
-    return ColumnInfo(name, oid, shown, not_null, type, base_oid, base_sql, generated)
+    return ColumnInfo(name, oid, shown, type, base_oid, base_sql, generated)

@@ -32,8 +32,8 @@ UNAVAILABLE = "__debezium_unavailable_value"
 EARLY_INSERT = 0.16
 
 
-def _column(name: str, type: str, oid: int, not_null: bool = False) -> ColumnInfo:
-    return ColumnInfo(name, oid, type, not_null, ColumnType(type), oid, f"pg_catalog.{type}", "")
+def _column(name: str, type: str, oid: int) -> ColumnInfo:
+    return ColumnInfo(name, oid, type, ColumnType(type), oid, f"pg_catalog.{type}", "")
 
 
 TABLE = TableSchema(
@@ -44,7 +44,7 @@ TABLE = TableSchema(
     persistence="p",
     oid=16_400,
     filenode=16_400,
-    columns=(_column("id", "int8", 20, True), _column("text", "text", 25), _column("n", "int8", 20)),
+    columns=(_column("id", "int8", 20), _column("text", "text", 25), _column("n", "int8", 20)),
     key=("id",),
     partitions=(),
     publication=(16_500, 16_400),
