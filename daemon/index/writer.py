@@ -11,9 +11,11 @@ from daemon.core.plan import Stored
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, gaps_key, reconcile_key
 
 Command = list[str | bytes | int]
+_KEYS_PER_STEP = 1000
 
 
 class Result(IntEnum):
@@ -193,20 +195,20 @@ class IndexWriter:
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
         """Return ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
-        pattern = glob_escaped(self.layout.bookkeeping_prefix) + "*"
+        keyspace = Keyspace(self._client, self.layout)
+        position = await keyspace.beginning()
         batch: list[str] = []
-        with translated():
-            async for key in self._client.scan_iter(match=pattern, count=1000):
-                batch.append(self.layout.identifier(key.decode()))
+        while not position.done:
+            step = await keyspace.step(position, _KEYS_PER_STEP)
+            position = step.position
+            for key in step.keys:
+                if key.startswith(self.layout.bookkeeping_prefix):
+                    batch.append(self.layout.identifier(key))
                 if len(batch) >= count:
                     yield batch
                     batch = []
         if batch:
             yield batch
-
-
-def glob_escaped(text: str) -> str:
-    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)
 
 
 async def load_functions(client: Client) -> None:

@@ -9,9 +9,9 @@ from daemon.core.plan import Stored
 from daemon.errors import StopProcess
 from daemon.index import schema
 from daemon.index.connection import Client, translated
+from daemon.index.keyspace import Keyspace
 from daemon.index.schema import IndexInfo
 from daemon.index.writer import IndexWriter
-from daemon.verify.keyspace import Keyspace
 
 _SEARCHED_MAX = 500
 """Hashes asked for in one search, which holds up the others."""

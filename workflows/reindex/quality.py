@@ -12,11 +12,11 @@ from daemon.core.vectors import decode
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
 from daemon.index.connection import translated
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, document_id
 from daemon.index.reader import Hit, knn
 from daemon.index.registry import IndexVersion
 from daemon.projection.build import Projection
-from daemon.verify.keyspace import Keyspace
 from workflows.reindex.contract import NEIGHBOURS, Answers, Quality
 from workflows.resources import Resources
 

@@ -178,7 +178,7 @@ class PostgresReader:
             await asyncio.sleep(poll_s)
 
     async def barrier_begun(self) -> int:
-        """Return a transaction id newer than those of all that run now: that of a transaction of its own, which has ended."""
+        """Return a transaction id newer than all that run now: that of a transaction of its own, which has ended."""
         async with self._pool.connection() as connection:
             return int(await one_value(connection, "SELECT pg_current_xact_id()::text"))
 
