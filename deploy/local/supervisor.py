@@ -122,11 +122,12 @@ class Supervisor:
             await asyncio.wait((stop, everything), return_when=asyncio.FIRST_COMPLETED)
             if everything.done():
                 await everything
+                seconds = time.monotonic() - started_s
+                # Before the state: whoever sees that the stack is ready then finds all news in the file.
+                self._report(StepProgress("stack", "ready", None, None, seconds, finished=True))
                 self._home.write_addresses(Addresses.of(site.ports))
                 self._phase = "ready"
                 self._save()
-                seconds = time.monotonic() - started_s
-                self._report(StepProgress("stack", "ready", None, None, seconds, finished=True))
         finally:
             for task in (stop, *starts):
                 task.cancel()
