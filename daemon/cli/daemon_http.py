@@ -66,16 +66,6 @@ class DaemonHttp:
             for sample in family.samples
         }
 
-    def outcomes(self, pipeline: str) -> dict[str, int]:
-        """Changes of a pipeline so far, by how they ended."""
-        families = text_string_to_metric_families(self._get("/metrics").text)
-        return {
-            sample.labels["outcome"]: int(sample.value)
-            for family in families
-            for sample in family.samples
-            if sample.name == "livevec_changes_total" and sample.labels["pipeline"] == pipeline
-        }
-
     def _get(self, path: str) -> httpx.Response:
         reply = self._client.get(path)
         if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:

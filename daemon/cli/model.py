@@ -35,7 +35,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Report:
+class ModelReport:
     """What was built."""
 
     name: str
@@ -100,7 +100,7 @@ def build(
                     )
                 files = {str(path.relative_to(repository)): path.stat().st_size for path in built.files}
                 forms.append(Form(kind, str(repository), built.fresh, files))
-    report = Report(
+    report = ModelReport(
         name=name,
         source=str(model.folder),
         dimension=model.shape.hidden_size,
@@ -186,7 +186,7 @@ def _targets(device: Devices, to: Path) -> "Sequence[tuple[Device, Path]]":
     return [("gpu" if device is Devices.GPU else "cpu", to)]
 
 
-def _show(report: Report) -> None:
+def _show(report: ModelReport) -> None:
     from daemon.cli import console
 
     facts = console.table("", "")
@@ -211,7 +211,7 @@ def _show(report: Report) -> None:
         console.out.print(console.titled(f"{form.repository}, for {form.device.upper()}: {state}", files))
 
 
-def _advise(report: Report, model: "ModelSource") -> None:
+def _advise(report: ModelReport, model: "ModelSource") -> None:
     """What to do next, and what nobody has tried."""
     from daemon.cli import console
     from triton_models.source import published_prompts

@@ -20,7 +20,7 @@ _TEXT_SHOWN = 200
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Answers, and how long the model and Redis took."""
 
     hits: "tuple[Hit, ...]"
@@ -70,7 +70,7 @@ def search(
 
 async def nearest(
     config: "Config", pipeline: "Pipeline", text: str, k: int, *, filter: str = "*", by_chunk: bool = False
-) -> Found:
+) -> SearchResult:
     """Embed a text as a query and search the index version that readers see."""
     from daemon.embedding.factory import make_embedder
     from daemon.index.connection import connect
@@ -104,7 +104,7 @@ async def nearest(
         ended_s = time.perf_counter()
     finally:
         await client.aclose()
-    return Found(
+    return SearchResult(
         tuple(hits), round((embedded_s - began_s) * 1000, 3), round((ended_s - embedded_s) * 1000, 3)
     )
 

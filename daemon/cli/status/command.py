@@ -9,7 +9,7 @@ from daemon.cli import context as given
 from daemon.cli.context import Json
 
 if TYPE_CHECKING:
-    from daemon.cli.status.probe_result import Freshness, Report
+    from daemon.cli.status.probes import Freshness, StatusReport
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _show(report: "Report") -> None:
+def _show(report: "StatusReport") -> None:
     from daemon.cli import console
 
     parts = console.table("", "part", "state", "what to do")

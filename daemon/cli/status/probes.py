@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httpx
@@ -13,18 +14,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from connectors import slot
 from connectors.connect import KafkaConnect
 from connectors.connect import Status as ConnectorStatus
-from daemon.bench.percentiles import STAGES, percentiles_ms
+from daemon.bench.percentiles import STAGES, Percentiles, percentiles_ms
 from daemon.cli.daemon_http import DaemonHttp
-from daemon.cli.librdkafka import quiet_log
-from daemon.cli.status.probe_result import (
-    Findings,
-    Freshness,
-    IndexState,
-    Part,
-    PartitionLag,
-    Report,
-    SlotState,
-)
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConnectorError, LivevecError, StopProcess
 from daemon.index.connection import Client, connect, translated
@@ -39,8 +30,87 @@ _RECENT_S = 300.0
 _UP = "start it; the embedded stack: `livevec up --detach`"
 
 
-async def look(config: Config) -> Report:
-    """Ask all parts at once."""
+@dataclass(frozen=True)
+class Part:
+    """One part: what was found, and what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class PartitionLag:
+    """`committed`: next offset that the group will read, None before its first commit."""
+
+    topic: str
+    partition: int
+    committed: int | None
+    end: int
+    lag: int
+
+
+@dataclass(frozen=True)
+class IndexState:
+    """Chunks that a search can find, those that Redis could not index, and why a reconcile is due."""
+
+    pipeline: str
+    documents: int
+    indexing_failures: int
+    needs_reconcile: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """A source's replication slot. `lag_bytes`: log that PostgreSQL wrote and the slot has not confirmed."""
+
+    source: str
+    slot: str
+    active: bool
+    lag_bytes: int
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How fresh the indexes are.
+
+    Attributes:
+        behind_s: by source, seconds since the moment up to which every change is searchable.
+        commit_to_searchable_ms: of the samples of the last minutes; None where no daemon answers.
+        stages_ms: the same by stage.
+    """
+
+    behind_s: dict[str, float] = field(default_factory=dict)
+    commit_to_searchable_ms: Percentiles | None = None
+    stages_ms: dict[str, Percentiles] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one probe found."""
+
+    parts: Sequence[Part]
+    lag: Sequence[PartitionLag] = ()
+    indexes: Sequence[IndexState] = ()
+    slots: Sequence[SlotState] = ()
+    freshness: Freshness | None = None
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """Everything that `livevec status` shows."""
+
+    ok: bool
+    parts: tuple[Part, ...]
+    slots: tuple[SlotState, ...]
+    lag: tuple[PartitionLag, ...]
+    indexes: tuple[IndexState, ...]
+    freshness: Freshness
+
+
+async def look(config: Config) -> StatusReport:
+    """Ask all parts at once, and return what was found."""
     probes: list[tuple[str, Awaitable[Findings]]] = [
         ("kafka", _in_thread(lambda: _kafka(config))),
         ("redis", _redis(config)),
@@ -57,7 +127,7 @@ async def look(config: Config) -> Report:
             )
     found = await asyncio.gather(*(_bounded(name, probe) for name, probe in probes))
     parts = tuple(part for one in found for part in one.parts)
-    return Report(
+    return StatusReport(
         ok=all(part.ok for part in parts),
         parts=parts,
         slots=tuple(state for one in found for state in one.slots),
@@ -106,7 +176,8 @@ def _in_thread(work: Callable[[], Findings]) -> Awaitable[Findings]:
 
 
 def _kafka(config: Config) -> Findings:
-    consumer = Consumer(consumer_settings(config.kafka), logger=quiet_log())
+    # log_level 0: librdkafka's own lines would stand between those of the command; its errors are raised anyway.
+    consumer = Consumer({**consumer_settings(config.kafka), "log_level": 0})
     try:
         known = consumer.list_topics(timeout=_CALL_TIMEOUT_S).topics
         topics = sorted({config.topic(pipeline) for pipeline in config.pipelines})
