@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from daemon.core.change import Outcome
-from daemon.core.queue import Item
 from daemon.core.version import SnapshotVersion
+from daemon.core.work import Refusal
 from daemon.errors import RejectRow
 from daemon.index.layout import document_id
 from daemon.index.writer import IndexWriter
@@ -37,7 +37,7 @@ class Repaired:
 class NoRecords:
     """The dead letters of a backfill: a row that was read from the table is still there, and waits in it."""
 
-    async def put(self, item: Item, error: RejectRow) -> None:
+    async def put(self, refusal: Refusal, error: RejectRow) -> None:
         """Nothing to keep."""
 
 

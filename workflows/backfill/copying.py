@@ -6,9 +6,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemon.core.batching import Waiting
-from daemon.core.change import Change, Operation, Outcome
-from daemon.core.queue import Item
+from daemon.core.change import Operation, Outcome
+from daemon.core.work import Refusal
 from daemon.errors import FailureClass, RejectRow, StopPipeline
 from daemon.index.durability import Durability
 from daemon.index.layout import document_id
@@ -199,17 +198,15 @@ class Copier:
         except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
             if refusal_of_read(error) is None:
                 raise
-            await self._reject("", (), refused)
+            await self._reject("", refused)
             return _Read((), after, ended=True, unreadable=1, skipped=True)
         if not read.rows:
             return _Read((), after, ended=True)
         self._inclusive = False
         key = self._projection.table.key_of(read.rows[0])
-        await self._reject(document_id(key), key, refused)
+        await self._reject(document_id(key), refused)
         return _Read((), key, ended=False, unreadable=1)
 
-    async def _reject(self, identifier: str, key: Key, refused: RejectRow) -> None:
-        now_s = time.time()
-        change = Change(Operation.REREAD, key, None, None, self._projection.source.era, None, now_s, now_s)
-        item = Item(identifier, change, [], None, Waiting(now_s, now_s, 0), 0)
-        await self._projection.projector.reject(item, refused)
+    async def _reject(self, identifier: str, refused: RejectRow) -> None:
+        refusal = Refusal(identifier, Operation.REREAD, None, time.time())
+        await self._projection.projector.refuse(refusal, refused)

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from temporalio import activity
 
 from daemon.index.durability import Durability
+from daemon.source.postgres.identity import check_same_source
 from daemon.verify.differences import Difference
-from daemon.verify.same_source import check_same_source
 from daemon.verify.session import subject_of
 from workflows.interruption import Interruption, heartbeating, interruptible
 from workflows.progress import Beat, Contract
