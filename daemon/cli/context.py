@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ConfigPath = Annotated[
     Path | None,
-    typer.Option("--config", help="Configuration file. [default: $LIVEVEC_CONFIG, else daemon.toml]"),
+    typer.Option("--config", help="Configuration file.", show_default="$LIVEVEC_CONFIG, else daemon.toml"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 

@@ -90,7 +90,7 @@ def policies(
     ] = 30.0,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, max=36_000, help="Length of the load. [default: 30 more than --slow-s]"),
+        typer.Option(min=1, max=36_000, help="Length of the load.", show_default="30 more than --slow-s"),
     ] = None,
     tokens: Tokens = TOKENS,
     plot: Plot = None,

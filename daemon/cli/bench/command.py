@@ -24,7 +24,8 @@ def latency(
         typer.Option(
             min=0.1,
             max=100_000,
-            help="Inserts a second; given several times, the rates are measured one after another. [default: 100]",
+            help="Inserts a second; given several times, the rates are measured one after another.",
+            show_default="100",
         ),
     ] = None,
     rows: Annotated[
@@ -45,7 +46,8 @@ def latency(
     """Measure commit to searchable: insert rows one by one, each in its own commit, at a steady rate.
 
     Makes tables, a connector, a slot and topics named livevec_bench, runs a daemon of its own on them, and removes
-    all of it at the end. Let nothing else use the stack meanwhile. Several rates: --json gives {"rates": [...]}.
+    all of it at the end. Let nothing else use the stack meanwhile. Several rates: --json prints {"rates": [..]}.
+    In a checkout, `python -m tests.bench plot` draws what --json printed.
     """
     from daemon.bench.latency import measure
     from daemon.bench.report import LatencyReports, latency_report

@@ -1,4 +1,4 @@
-"""Looks at every part of a running livevec: all at once, each within seconds, whatever state it is in."""
+"""Probes of every part of a running livevec: all run at once, each within seconds, whatever state the part is in."""
 
 import asyncio
 import threading
@@ -32,7 +32,7 @@ _UP = "start it; the embedded stack: `livevec up --detach`"
 
 @dataclass(frozen=True)
 class Part:
-    """One part: what was found, and what to do where it is not `ok`."""
+    """One part: its state, and what to do where it is not `ok`."""
 
     name: str
     ok: bool
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartitionLag:
-    """`committed`: next offset that the group will read, None before its first commit."""
+    """How far the group is behind. `committed`: the next offset that it will read, None before its first commit."""
 
     topic: str
     partition: int
@@ -53,7 +53,7 @@ class PartitionLag:
 
 @dataclass(frozen=True)
 class IndexState:
-    """Chunks that a search can find, those that Redis could not index, and why a reconcile is due."""
+    """How many chunks a search can find, how many Redis could not index, and why a reconcile is due."""
 
     pipeline: str
     documents: int
@@ -63,7 +63,7 @@ class IndexState:
 
 @dataclass(frozen=True)
 class SlotState:
-    """A source's replication slot. `lag_bytes`: log that PostgreSQL wrote and the slot has not confirmed."""
+    """A source's replication slot. `lag_bytes`: the log that PostgreSQL wrote and the slot has not confirmed."""
 
     source: str
     slot: str
@@ -125,25 +125,27 @@ async def look(config: Config) -> StatusReport:
             probes.append(
                 (f"connector {source.name}", _in_thread(lambda s=quick: _connector(config, s)))  # type: ignore[misc]
             )
-    found = await asyncio.gather(*(_bounded(name, probe) for name, probe in probes))
-    parts = tuple(part for one in found for part in one.parts)
+    results = await asyncio.gather(*(_bounded(name, probe) for name, probe in probes))
+    parts = tuple(part for findings in results for part in findings.parts)
     return StatusReport(
         ok=all(part.ok for part in parts),
         parts=parts,
-        slots=tuple(state for one in found for state in one.slots),
-        lag=tuple(lag for one in found for lag in one.lag),
-        indexes=tuple(index for one in found for index in one.indexes),
-        freshness=next((one.freshness for one in found if one.freshness), Freshness()),
+        slots=tuple(state for findings in results for state in findings.slots),
+        lag=tuple(lag for findings in results for lag in findings.lag),
+        indexes=tuple(index for findings in results for index in findings.indexes),
+        freshness=next((findings.freshness for findings in results if findings.freshness), Freshness()),
     )
 
 
 async def _bounded(name: str, probe: Awaitable[Findings]) -> Findings:
-    """What the probe found; a part that is silent or down is a finding too."""
+    """Return what the probe found; a part that does not answer is a finding too."""
     try:
         return await asyncio.wait_for(probe, _PROBE_TIMEOUT_S)
     except TimeoutError:
         message = f"no answer within {_PROBE_TIMEOUT_S:g} s"
-        return Findings([Part(name, False, message, "it hangs or is overloaded: see its log, restart it")])
+        return Findings(
+            [Part(name, False, message, "it hangs or is overloaded: see its log, then restart it")]
+        )
     except ConnectorError as error:
         return Findings([Part(name, False, str(error).removesuffix(f"; {error.remedy}"), error.remedy)])
     except LivevecError as error:
@@ -151,7 +153,7 @@ async def _bounded(name: str, probe: Awaitable[Findings]) -> Findings:
 
 
 def _in_thread(work: Callable[[], Findings]) -> Awaitable[Findings]:
-    """Run in a thread that does not hold up the end of the process, as asyncio's own threads do."""
+    """Run `work` in a thread that does not delay the end of the process, as asyncio's own threads do."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Findings] = loop.create_future()
 
@@ -182,7 +184,9 @@ def _kafka(config: Config) -> Findings:
         known = consumer.list_topics(timeout=_CALL_TIMEOUT_S).topics
         topics = sorted({config.topic(pipeline) for pipeline in config.pipelines})
         partitions = [TopicPartition(t, p) for t in topics if t in known for p in sorted(known[t].partitions)]
-        lag = [_lag(consumer, found) for found in consumer.committed(partitions, timeout=_CALL_TIMEOUT_S)]
+        lag = [
+            _lag(consumer, position) for position in consumer.committed(partitions, timeout=_CALL_TIMEOUT_S)
+        ]
     except KafkaException as error:
         address = config.kafka.bootstrap_servers
         return Findings([Part("kafka", False, f"{address} cannot be reached ({error.args[0].str()})", _UP)])
@@ -192,15 +196,15 @@ def _kafka(config: Config) -> Findings:
     if missing:
         message = f"no topic {', '.join(missing)}"
         return Findings([Part("kafka", False, message, "`livevec connector apply` creates it")], lag)
-    behind = sum(one.lag for one in lag)
+    behind = sum(partition.lag for partition in lag)
     return Findings([Part("kafka", True, f"{len(lag)} partitions, {behind:,} records behind")], lag)
 
 
-def _lag(consumer: Consumer, found: TopicPartition) -> PartitionLag:
-    low, high = consumer.get_watermark_offsets(found, timeout=_CALL_TIMEOUT_S, cached=False)
-    committed = found.offset if found.offset >= 0 else None
+def _lag(consumer: Consumer, position: TopicPartition) -> PartitionLag:
+    low, high = consumer.get_watermark_offsets(position, timeout=_CALL_TIMEOUT_S, cached=False)
+    committed = position.offset if position.offset >= 0 else None
     lag = max(0, high - (low if committed is None else committed))
-    return PartitionLag(found.topic, found.partition, committed, high, lag)
+    return PartitionLag(position.topic, position.partition, committed, high, lag)
 
 
 def _postgres(source: PostgresSource) -> Findings:
@@ -222,10 +226,10 @@ def _postgres(source: PostgresSource) -> Findings:
     message = f"slot {source.slot_name} {'active' if active else 'not active'}, {lag_bytes:,} bytes behind"
     remedy = ""
     if lost:
-        message = f"slot {source.slot_name} lost log that it needed"
+        message = f"slot {source.slot_name} lost a part of the log that it needed"
         remedy = "delete the connector with its slot, raise the source's `era` by one, apply, verify --repair"
     elif not active:
-        remedy = "see the connector below; log piles up until it reads again"
+        remedy = "see the connector below; PostgreSQL keeps its log until the connector reads again"
     return Findings([Part(name, active and not lost, message, remedy)], slots=[state])
 
 
@@ -355,7 +359,7 @@ def _daemon(config: Config) -> Findings:
     if status["ready"]:
         part = Part("daemon", True, f"ready at {daemon.url}")
     elif down:
-        part = Part("daemon", False, "; ".join(down), "mend that part; the daemon goes on by itself")
+        part = Part("daemon", False, "; ".join(down), "repair that part; the daemon continues by itself")
     else:
         part = Part("daemon", False, "up, but has no partitions yet", "wait for the group to assign them")
     return Findings([part], freshness=freshness)
