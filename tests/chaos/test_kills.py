@@ -32,8 +32,8 @@ def partitioned(stack: Stack, tmp_path: Path) -> Iterator[MirroredTable]:
 def recovery_s(table: MirroredTable, first: int = SENTINEL, deadline_s: float = 90.0) -> float:
     """Seconds from now until a row that was committed after now is in the index.
 
-    A row is committed every 50 ms, each with a number of its own from `first` on, which is a multiple of 100,000 and new
-    to the table: a TRUNCATE of the load takes those before it.
+    A row is committed every 50 ms, each with a number of its own from `first` on, a multiple of 100,000 that is new to
+    the table: a TRUNCATE of the load takes those before it.
     """
     started_s = time.monotonic()
     numbers = itertools.count(first)
