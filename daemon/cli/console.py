@@ -94,12 +94,14 @@ class Steps:
         *,
         seconds: float | None = None,
         end: bool = False,
+        failed: bool = False,
     ) -> None:
         """Show where a step is.
 
         Args:
             seconds: since it began, where the caller knows better than this display.
-            end: it is done.
+            end: it is over.
+            failed: it is over because it failed; `detail` says why.
         """
         if step not in self._tasks:
             self._began[step] = time.monotonic()
@@ -112,7 +114,11 @@ class Steps:
         self._live.update(task, detail=detail)
         if total is not None:
             self._live.update(task, total=total, completed=done or 0, counted=True)
-        if end:
+        if failed:
+            self._live.remove_task(task)
+            err.print(f"✗ {step} {detail}", markup=False)
+            del self._tasks[step], self._began[step]
+        elif end:
             self.seconds[step] = round(seconds, 3)
             finished = self._live.tasks[task].total or 1
             self._live.update(task, total=finished, completed=finished, took_s=seconds)

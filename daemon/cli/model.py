@@ -13,7 +13,7 @@ from daemon.cli.context import Json
 
 if TYPE_CHECKING:
     from triton_models import Device, ModelSource
-    from triton_models.check import Comparison
+    from triton_models.check import FormComparison
 
 app = typer.Typer(help="Build an embedding model for Triton, and check it.", no_args_is_help=True)
 
@@ -246,7 +246,7 @@ def _advise(report: Report, model: "ModelSource") -> None:
     )
 
 
-def _show_comparisons(comparisons: "Sequence[Comparison]") -> None:
+def _show_comparisons(comparisons: "Sequence[FormComparison]") -> None:
     from daemon.cli import console
 
     table = console.table("", "form", "cosine to float32: min", "mean")

@@ -10,8 +10,8 @@ from daemon.cli.context import Json
 
 if TYPE_CHECKING:
     from daemon.cli.console import Steps
-    from deploy.local.progress import OnProgress, Progress
-    from deploy.local.stack import Addresses, Stack
+    from deploy.local.home import Addresses, OnProgress, StepProgress
+    from deploy.local.stack import Stack
 
 
 def register(app: typer.Typer) -> None:
@@ -70,11 +70,11 @@ def down(context: typer.Context, as_json: Json = False) -> None:
 def local_stack(context: typer.Context) -> "Stack":
     """The stack of the current home, with the ports that the configuration fixes, if there is one."""
     from daemon import config
-    from deploy.local.stack import Stack, default_home
+    from deploy.local.stack import Stack
 
     path = given.config_path(context)
     ports = config.load(path).local.ports if given.is_given(context) or path.is_file() else {}
-    return Stack(default_home(), ports)
+    return Stack(config.default_home(), ports)
 
 
 def is_up(stack: "Stack") -> bool:
@@ -84,7 +84,7 @@ def is_up(stack: "Stack") -> bool:
 def reporter(steps: "Steps") -> "OnProgress":
     """Shows the stack's progress as steps."""
 
-    def report(progress: "Progress") -> None:
+    def report(progress: "StepProgress") -> None:
         steps.news(
             progress.step,
             progress.detail,
@@ -92,6 +92,7 @@ def reporter(steps: "Steps") -> "OnProgress":
             progress.total,
             seconds=progress.seconds,
             end=progress.finished,
+            failed=progress.failed,
         )
 
     return report

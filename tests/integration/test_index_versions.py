@@ -15,7 +15,7 @@ from daemon.index.connection import Client, connect
 from daemon.index.registry import Versions
 from daemon.projection.build import document_builder
 from deploy.local import artifacts
-from deploy.local.progress import silent
+from deploy.local.home import silent
 from tests.support.mirrored_table import DaemonProcess, MirroredTable, wait_until
 from tests.workflows.reindexes import tiny_model
 

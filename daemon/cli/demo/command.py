@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from daemon.cli.console import Steps
     from daemon.cli.demo.steps import FoundAgain
-    from deploy.local.stack import Addresses
+    from deploy.local.home import Addresses
 
 ROWS = 10_000
 RATE = 20.0
@@ -155,7 +155,8 @@ class _Demo:
 
     def _start_stack(self, steps: "Steps") -> "Addresses":
         from daemon.cli.stack import is_up, reporter
-        from deploy.local.stack import Stack, default_home
+        from daemon.config import default_home
+        from deploy.local.stack import Stack
 
         stack = Stack(default_home(), self._ports)
         if is_up(stack):
