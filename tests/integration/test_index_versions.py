@@ -34,7 +34,8 @@ class Running:
     def documents(self, number: int) -> dict[str, str]:
         keys = list(self.table.redis.scan_iter(match=f"lv:{self.table.name}:{number}:doc:*"))
         found = {key: self.table.redis.hmget(key, "id", "text") for key in keys}
-        return {identifier.decode(): text.decode() for identifier, text in found.values()}
+        # One that is deleted between the two reads has neither.
+        return {identifier.decode(): text.decode() for identifier, text in found.values() if identifier}
 
     def count(self, name: str, **labels: str) -> float:
         shown = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
