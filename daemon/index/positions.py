@@ -107,12 +107,16 @@ class Positions:
             return Verdict.ADVANCED
         stored = _stored(differing, expected)
         if all(
-            position is not None and position.claim == expected[p].claim and position.offset > expected[p].offset
+            position is not None
+            and position.claim == expected[p].claim
+            and position.offset > expected[p].offset
             for p, position in stored.items()
         ):
             # Under its claim only this daemon advances a position: an advance whose answer was lost, or another one
             # at the same time, was applied.
-            known.update((p, position) for p, position in stored.items() if position and known.get(p) == expected[p])
+            known.update(
+                (p, position) for p, position in stored.items() if position and known.get(p) == expected[p]
+            )
             return None
         return _verdict(stored, expected)
 
@@ -170,9 +174,7 @@ def _stored(
     return {fields[field.decode()]: Position.decode(text) for field, text in texts}
 
 
-def _verdict(
-    stored: Mapping[Partition, Position | None], expected: Mapping[Partition, Position]
-) -> Verdict:
+def _verdict(stored: Mapping[Partition, Position | None], expected: Mapping[Partition, Position]) -> Verdict:
     for partition, position in stored.items():
         if position is None or position.claim < expected[partition].claim:
             return Verdict.WENT_BACK

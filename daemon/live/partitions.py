@@ -69,6 +69,7 @@ class Partitions:
         self._health = health
         self._owner = owner
         self._progress: dict[Partition, PartitionProgress] = {}
+        self._starts: dict[Partition, int | None] = {}
         self._reported: dict[Partition, int] = {}
         self._held_topics: frozenset[str] = frozenset()
         self._seeks = 0
@@ -137,6 +138,7 @@ class Partitions:
                 # The position is always written first: this Redis went back while nobody held the partition.
                 await self._lost_history(partition, "redis_went_back")
             start[partition] = known if group is None or known is None else min(known, group)
+            self._starts[partition] = start[partition]
         # A version that was registered while these partitions were another's gets their changes from the first on.
         await self._patience.call("redis", self._versions.follow, self.owned)
         self._health.assigned = True
@@ -168,6 +170,7 @@ class Partitions:
             if partition in self._recoveries:
                 self._recoveries.pop(partition).cancel()
             self._progress.pop(partition, None)
+            self._starts.pop(partition, None)
             self._reported.pop(partition, None)
         self._positions.release(partitions)
         self._health.assigned = bool(self._progress)
@@ -293,7 +296,8 @@ class Partitions:
             seeking={f"{t}/{p}": applied[t, p] for t, p in partitions},
             remedy="livevec verify --repair, for what offsets do not cover",
         )
-        self.reader.seek(applied)
+        # What was assigned meanwhile may have been read, and not taken, since this began.
+        self.reader.seek({partition: applied.get(partition, self._starts.get(partition)) for partition in self.owned})
 
     async def _lost_history(self, partition: Partition, reason: str) -> None:
         for mirror in self._versions.of_topic(partition[0]):

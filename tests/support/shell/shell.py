@@ -177,7 +177,7 @@ class Shell:
         for (topic, number), log in self.servers.broker.logs.items():
             text = stored.get(f"{topic}/{number}".encode(), b"0:0")
             position = max(0, int(text.partition(b":")[2]))
-            if position < log.end:
+            if max(position, log.first) < log.end:
                 behind[topic, number] = position, log.end
         return behind
 
