@@ -39,7 +39,7 @@ def waiting_commit(table: MirroredTable, statement: str) -> Iterator[None]:
     )
     with psycopg.connect(table.addresses.postgres_dsn, autocommit=True) as committing:
         sql = statement.replace("$T", table.name)
-        thread = threading.Thread(target=lambda: committing.execute(sql))  # type: ignore[arg-type]
+        thread = threading.Thread(target=lambda: committing.execute(sql))
         thread.start()
         try:
             yield

@@ -378,7 +378,7 @@ async def test_composite_keys_of_any_characters_are_checked_in_ranges_and_mended
 
 
 async def test_a_worker_that_leads_to_another_database_repairs_nothing(table: MirroredTable) -> None:
-    key = f"lv:source:{table.name}:identity"
+    key = f"lv:source:{table.source.name}:identity"
     before = table.redis.get(key)
     assert before is not None
     try:

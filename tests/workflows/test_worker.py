@@ -5,12 +5,10 @@ from pathlib import Path
 
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
 
-from daemon.settings import WorkerSettings
 from tests.support.mirrored_table import MirroredTable, WorkerProcess
 from tests.workflows.backfills import Backfills, insert
 from workflows import search_attributes
 from workflows.client import connect
-from workflows.deployment import build_id, deployment
 
 
 def start(table: MirroredTable, build: str) -> WorkerProcess:
@@ -69,14 +67,6 @@ async def test_search_attributes_are_registered_once(mirrored: MirroredTable) ->
         one.id async for one in client.list_workflows("LivevecPhase = 'no such' AND LivevecPercent > 100")
     ]
     assert names == []
-
-
-def test_a_build_is_named_after_the_version_and_what_decides() -> None:
-    settings = WorkerSettings()
-    assert build_id(settings) == build_id(settings)
-    assert build_id(settings).startswith("0.")
-    assert build_id(WorkerSettings(build_id="mine")) == "mine"
-    assert deployment(WorkerSettings(deployment="")) is None
 
 
 async def test_it_waits_for_a_temporal_that_is_away(mirrored: MirroredTable, tmp_path: Path) -> None:

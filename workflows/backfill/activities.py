@@ -72,6 +72,7 @@ class BackfillActivities:
                 first=first,
                 total=total,
                 reasons=tuple(sorted(reasons)),
+                marks=reasons,
                 note=""
                 if written
                 else "no daemon has written the log's changes to this index version yet; start `livevec run`",
@@ -150,7 +151,7 @@ class BackfillActivities:
                 await writer.raise_floors(snapshot)
                 removed = await writer.sweep(snapshot, progressed)
                 await durability.reached()
-                await writer.reconciled(closing.reasons)
+                await writer.reconciled(closing.marks)
             return Swept(removed=removed)
 
         return await interruptible(work, lambda: (None, Beat(done=seen)))
