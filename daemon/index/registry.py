@@ -205,7 +205,9 @@ class Versions:
             await self._client.hsetnx(self._key, _ACTIVE, str(active))
         table = await self.read()
         if table is None:
-            raise RetryLater(f"Redis lost the registry of {self._pipeline} while it was written; writing it again")
+            raise RetryLater(
+                f"Redis lost the registry of {self._pipeline} while it was written; writing it again"
+            )
         return table
 
     async def register(self, version: IndexVersion) -> IndexVersion:

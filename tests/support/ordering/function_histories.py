@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from random import Random
 
-from tests.support.ordering.faults import OF_THE_FUNCTIONS, EVERY_RULE, Fault, Rule
+from tests.support.ordering.faults import EVERY_RULE, OF_THE_FUNCTIONS, Fault, Rule
 from tests.support.ordering.feeder import Feeder
 from tests.support.ordering.index import MARKER_TTL_S, Index
 from tests.support.ordering.postgres import KEYS, PARTITIONS, Event, Postgres, Server

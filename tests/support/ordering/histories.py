@@ -157,12 +157,11 @@ class History:
 
     def _script(self, call: Call) -> FaultOfACall | None:
         random = self._random
-        if Fault.TORN_SWEEP in self._faults and call.name in ("livevec_sweep", "livevec_raise_floor"):
-            if random.random() < 0.3:
-                return LoseAnswer(applied=random.randrange(6))
-        if Fault.PLAN_RACE in self._faults and call.name in ("livevec_touch", "livevec_put"):
-            if random.random() < 0.2:
-                return Delay(random.random() * 0.3)
+        sweeps, writes = ("livevec_sweep", "livevec_raise_floor"), ("livevec_touch", "livevec_put")
+        if Fault.TORN_SWEEP in self._faults and call.name in sweeps and random.random() < 0.3:
+            return LoseAnswer(applied=random.randrange(6))
+        if Fault.PLAN_RACE in self._faults and call.name in writes and random.random() < 0.2:
+            return Delay(random.random() * 0.3)
         if Fault.AWAY in self._faults:
             dice = random.random()
             if dice < 0.02:
@@ -368,7 +367,10 @@ class History:
         read = self._shell.service.metrics.registry.get_sample_value(
             "livevec_changes_read_total", {"pipeline": PIPELINE}
         )
-        end.read, end.outcomes = int(read or 0), {name: int(count) for name, count in outcomes.items() if count}
+        end.read, end.outcomes = (
+            int(read or 0),
+            {name: int(count) for name, count in outcomes.items() if count},
+        )
         if end.read != sum(end.outcomes.values()):
             end.wrong.append(f"{end.read} records were read, and their outcomes are {end.outcomes}")
 

@@ -15,7 +15,6 @@ from daemon.core.version import LogVersion, SnapshotVersion, decode, replaces
 from daemon.errors import RejectRow, RetryLater
 from daemon.index.durability import Durability
 from daemon.index.layout import document_id, document_key, versions_key
-from daemon.index.writer import IndexWriter
 from daemon.patience import Patience
 from daemon.projection import build
 from daemon.projection.build import Projection, opened
@@ -50,12 +49,6 @@ class Backfill:
     begun: int | None = None
     first: SnapshotVersion | None = None
     copied: Copied | None = None
-
-
-async def clear(writer: IndexWriter, marks: dict[str, float]) -> None:
-    """Forget reasons that were dealt with; one that came up again since is another."""
-    now = await writer.reconcile_reasons()
-    await writer.reconciled([reason for reason, since in marks.items() if now.get(reason) == since])
 
 
 class Worker:
@@ -106,14 +99,19 @@ class Worker:
         """Whether there is nothing to do."""
         letters = self._shell.servers.letters.letters
         return not (
-            self._wanted or self.backfill or len(self._tried) < len(letters) or self._shell.reconcile_reasons()
+            self._wanted
+            or self.backfill
+            or len(self._tried) < len(letters)
+            or self._shell.reconcile_reasons()
         )
 
     async def _run(self, edges: FakeEdges) -> None:
         _EDGES.set(edges)
         while True:
             await asyncio.sleep(_LOOK_S)
-            if not self._shell.servers.redis.keyspace.hash(versions_key(self._shell.config.pipelines[0].name)):
+            if not self._shell.servers.redis.keyspace.hash(
+                versions_key(self._shell.config.pipelines[0].name)
+            ):
                 continue  # no daemon has made the index yet, or Redis has lost it and the daemon puts it back
             try:
                 if self._wanted or self.backfill or self._shell.reconcile_reasons():
@@ -180,7 +178,7 @@ class Worker:
             await projection.writer.raise_floors(state.first)
             await projection.writer.sweep(state.first)
         await durability.reached()
-        await clear(projection.writer, state.marks or {})
+        await projection.writer.reconciled(state.marks or {})
 
     # ---- dead letters
 

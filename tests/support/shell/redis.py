@@ -44,7 +44,7 @@ class RedisServer:
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self.keyspace = Keyspace(time.time)
-        self.functions = FunctionsTwin(self.keyspace)
+        self.functions = FunctionsTwin(self.keyspace, lambda: str(self.run_id))
         self.has_functions = False
         self.indexes: dict[str, SearchIndex] = {}
         self.aliases: dict[str, str] = {}
