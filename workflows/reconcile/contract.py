@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
+from daemon.index.keyspace import Position
 from daemon.verify.differences import EXAMPLES_MAX, Difference
-from daemon.verify.keyspace import Position
 from workflows.progress import Contract
 
 Key = tuple[str, ...]

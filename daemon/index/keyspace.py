@@ -14,7 +14,6 @@ from redis.asyncio.cluster import RedisCluster
 
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout
-from daemon.index.writer import glob_escaped
 
 _ALONE = ""
 """Name of the one node of a Redis that is no cluster."""
@@ -55,7 +54,7 @@ class Keyspace:
 
     def __init__(self, client: Client, layout: Layout) -> None:
         self._client = cast(Any, client)
-        self._pattern = glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
+        self._pattern = _glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
 
     async def beginning(self) -> Position:
         """Before the first key."""
@@ -106,3 +105,7 @@ class Keyspace:
 def _parsed(reply: Any) -> tuple[int, list[bytes]]:
     cursor, keys = reply
     return int(next(iter(cursor.values())) if isinstance(cursor, Mapping) else cursor), keys
+
+
+def _glob_escaped(text: str) -> str:
+    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)
