@@ -49,6 +49,10 @@ class FunctionsMissing(RetryLater):
     """The function library is not there (FLUSHALL, a restored dump): load it, then try again."""
 
 
+class IndexMissing(RetryLater):
+    """There is no index of that name, or none any more: the daemon makes it anew."""
+
+
 def connect(settings: RedisSettings) -> Client:
     """Return a client that neither retries nor hides a lost connection: the pipeline decides what happens then."""
     url = settings.url.get_secret_value()
@@ -133,8 +137,8 @@ def _response(text: str) -> FailureClass:
         return FunctionsMissing("the livevec function library is missing in Redis; loading it", 0.0)
     if text.startswith(("LOADING", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS")):
         return RetryLater(f"Redis cannot write now ({text})", 0.5)
-    if "no such index" in text.lower() or "unknown index" in text.lower():
-        return RetryLater(f"an index vanished from Redis ({text}); it is made anew", 0.25)
+    if any(words in text.lower() for words in ("no such index", "unknown index", "index not found")):
+        return IndexMissing(f"an index vanished from Redis ({text}); it is made anew", 0.25)
     if text.startswith("READONLY"):
         return RetryLater("Redis is a read-only replica; redis.url must lead to the primary", 1.0)
     if "WRONGTYPE" in text or "LIVEVEC malformed version" in text:

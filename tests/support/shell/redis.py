@@ -291,7 +291,12 @@ def _named(server: RedisServer, name: str) -> str:
 def _ft_info(server: RedisServer, args: Arguments) -> dict[bytes, Any]:
     index = _named(server, _text(args[0]))
     failures = server.indexes[index].failures
-    return {b"index_name": index.encode(), b"hash_indexing_failures": failures}
+    return {
+        b"index_name": index.encode(),
+        b"num_docs": 0,
+        b"hash_indexing_failures": failures,
+        b"percent_indexed": b"1",
+    }
 
 
 def _ft_create(server: RedisServer, args: Arguments) -> bytes:
