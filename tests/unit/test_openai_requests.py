@@ -95,7 +95,7 @@ OPENAI = {"provider": "openai", "url": "https://api.openai.com/v1", "model": "te
         ({"model": ""}, "needs `model`"),
         ({"model": None}, "needs `model`"),
         ({"api_key": "s3cret\n"}, "api_key has a space, a line break"),
-        ({"provider": "triton", "document_prompt": "passage: "}, "are for openai"),
+        ({"provider": "triton", "document_prompt": "passage: "}, "are for provider openai"),
     ],
 )
 def test_settings_that_do_not_fit_the_provider_are_refused(change: dict[str, str | None], said: str) -> None:
