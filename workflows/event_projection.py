@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from daemon.embedding.batches import EmbeddingBatches
-from daemon.embedding.chunker import Chunker
+from daemon.embedding.chunking import Chunker
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
 from daemon.index import schema

@@ -22,13 +22,13 @@ def register(app: typer.Typer) -> None:
 def up(
     context: typer.Context,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return once it is up; `down` stops it.")
+        bool, typer.Option("--detach", "-d", help="Return once the stack is up; `livevec down` stops it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Start the embedded stack: PostgreSQL, Kafka, Connect, Triton, Redis, Temporal.
 
-    Without --detach it runs until Ctrl-C. A second `up` attaches to the stack that runs already.
+    Without --detach the stack runs until Ctrl-C. A second `up` attaches to the stack that runs already.
     """
     from daemon.cli import console
 
@@ -68,7 +68,7 @@ def down(context: typer.Context, as_json: Json = False) -> None:
 
 
 def local_stack(context: typer.Context) -> "Stack":
-    """The stack of the current home, with the ports that the configuration fixes, if there is one."""
+    """Return the stack of the current home, with the ports that the configuration, if there is one, sets."""
     from daemon import config
     from deploy.local.stack import Stack
 
@@ -78,11 +78,12 @@ def local_stack(context: typer.Context) -> "Stack":
 
 
 def is_up(stack: "Stack") -> bool:
+    """Tell whether any server of the stack runs."""
     return any(server.state != "stopped" for server in stack.status())
 
 
 def reporter(steps: "Steps") -> "OnProgress":
-    """Shows the stack's progress as steps."""
+    """Return a callback that shows the stack's progress as steps."""
 
     def report(progress: "StepProgress") -> None:
         steps.news(

@@ -53,7 +53,9 @@ class Comparison:
             if digests != held[one].digests:
                 found.add(one)
             else:
-                chunks.update((stored.key(one, number), one) for number in range(held[one].chunks))
+                chunks.update(
+                    (stored.layout.chunk_key(one, number), one) for number in range(held[one].chunks)
+                )
         sizes = await stored.vector_sizes(list(chunks))
         searchable = await stored.searchable(list(chunks))
         right = self._subject.vector_bytes
@@ -139,7 +141,7 @@ class Comparison:
         """Documents of which a search does not find every chunk that Redis holds."""
         stored = self._subject.stored
         held = {
-            stored.key(one, number): one
+            stored.layout.chunk_key(one, number): one
             for one, document in documents.items()
             if wanted[one] is not None
             for number, chunk in enumerate(document.chunks)
@@ -152,7 +154,7 @@ class Comparison:
         stored = self._subject.stored
         hashes = [(one, number) for one in ids for number in sorted(surplus.get(one, ()))]
         counts = dict(zip(ids, await stored.chunk_counts(ids), strict=True))
-        there = await stored.existing([stored.key(one, number) for one, number in hashes])
+        there = await stored.existing([stored.layout.chunk_key(one, number) for one, number in hashes])
         return {
             one
             for (one, number), exists in zip(hashes, there, strict=True)

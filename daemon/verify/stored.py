@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from daemon.core.plan import Stored
-from daemon.errors import StopProcess
-from daemon.index.connection import Client, translated
+from daemon.index import schema
+from daemon.index.connection import Client, IndexMissing, translated
+from daemon.index.keyspace import Keyspace
+from daemon.index.schema import IndexInfo
 from daemon.index.writer import IndexWriter
-from daemon.verify.keyspace import Keyspace
 
 _SEARCHED_MAX = 500
 """Hashes asked for in one search, which holds up the others."""
@@ -43,14 +44,6 @@ class StoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexInfo:
-    """Hashes that the index covers, and whether it is still being built."""
-
-    documents: int
-    building: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Bookkeeping:
     """`digests`: of the text (with its embedding space) and of the metadata; None: no document is there."""
 
@@ -80,14 +73,14 @@ class StoredDocuments:
         self.keyspace = Keyspace(client, writer.layout)
         self._client = client
         self._writer = writer
-        self._layout = writer.layout
+        self.layout = writer.layout
 
     async def read(self, ids: Sequence[str]) -> list[StoredDocument]:
         """Bookkeeping and chunks of each id; three round trips, so a change in between may show."""
         stored = await self._writer.lookup(ids)
-        counts = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
+        counts = await self._pipelined([("HGET", self.layout.bookkeeping(one), "n") for one in ids])
         keys = [
-            [self.key(one, number) for number in range(int(count or 0))]
+            [self.layout.chunk_key(one, number) for number in range(int(count or 0))]
             for one, count in zip(ids, counts, strict=True)
         ]
         hashes = iter(await self._pipelined([("HGETALL", key) for of_one in keys for key in of_one]))
@@ -98,7 +91,7 @@ class StoredDocuments:
 
     async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
         """What is kept of each document, in one round trip."""
-        commands = [("HMGET", self._layout.bookkeeping(one), "h", "m", "n") for one in ids]
+        commands = [("HMGET", self.layout.bookkeeping(one), "h", "m", "n") for one in ids]
         return [
             Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
             for text, metadata, count in await self._pipelined(commands)
@@ -111,26 +104,16 @@ class StoredDocuments:
 
     async def chunk_counts(self, ids: Sequence[str]) -> list[int | None]:
         """How many chunks each document has by its bookkeeping; None where there is none."""
-        found = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
+        found = await self._pipelined([("HGET", self.layout.bookkeeping(one), "n") for one in ids])
         return [None if count is None else int(count) for count in found]
 
     async def existing(self, keys: Sequence[str]) -> list[bool]:
         """Whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
 
-    def key(self, identifier: str, number: int) -> str:
-        """Of one chunk's hash."""
-        return f"{self._layout.keys(identifier)[2]}:{number}"
-
     async def info(self) -> IndexInfo | None:
-        """What the index says of itself; None where there is no index."""
-        try:
-            with translated():
-                info = await cast(Any, self._client.ft(self._layout.index)).info()
-        except StopProcess:
-            return None
-        plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
-        return IndexInfo(int(plain["num_docs"]), float(plain["percent_indexed"]) < 1)
+        """Return what the index says of itself; None where there is no index."""
+        return await schema.info(self._client, self.layout.index)
 
     async def built(self, on_wait: Callable[[int], None]) -> IndexInfo | None:
         """Wait until an index that was just made covers what was there before."""
@@ -147,22 +130,20 @@ class StoredDocuments:
         return found
 
     async def _found(self, keys: Sequence[str]) -> set[str]:
-        query = ("FT.SEARCH", self._layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
+        query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
         try:
             with translated():
                 reply = await self._client.execute_command(*query, "INKEYS", len(keys), *keys)
-        except StopProcess:
-            if await self.info() is None:
-                return set()
-            raise
+        except IndexMissing:
+            return set()
         return set(_keys(reply))
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:
         """Remove hashes of (id, chunk number) beyond those that their document has; answers how many."""
         calls = []
         for identifier, number in hashes:
-            bookkeeping = self._layout.bookkeeping(identifier)
-            calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.key(identifier, number), number))
+            bookkeeping = self.layout.bookkeeping(identifier)
+            calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.layout.chunk_key(identifier, number), number))
         return sum(cast(Sequence[int], await self._pipelined(calls)))
 
     async def remove(self, keys: Sequence[str]) -> None:
@@ -173,12 +154,12 @@ class StoredDocuments:
         """What these keys of the index version are."""
         found = Keys([], [], [])
         for key in keys:
-            if key.startswith(self._layout.bookkeeping_prefix):
-                found.documents.append(self._layout.identifier(key))
-            elif key.startswith(self._layout.documents_prefix):
-                _, _, rest = key.removeprefix(self._layout.documents_prefix).partition("}:")
+            if key.startswith(self.layout.bookkeeping_prefix):
+                found.documents.append(self.layout.identifier(key))
+            elif key.startswith(self.layout.documents_prefix):
+                _, _, rest = key.removeprefix(self.layout.documents_prefix).partition("}:")
                 identifier, _, number = rest.rpartition(":")
-                if number.isdecimal() and self.key(identifier, int(number)) == key:
+                if number.isdecimal() and self.layout.chunk_key(identifier, int(number)) == key:
                     found.chunks.append((identifier, int(number)))
                 else:
                     found.foreign.append(key)

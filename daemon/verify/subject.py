@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from daemon.core.change import Row
 from daemon.core.document import DocumentBuilder
+from daemon.core.vectors import size_bytes
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import StopPipeline
 from daemon.index.layout import document_id, document_key
@@ -45,7 +46,7 @@ class Subject:
 
     @property
     def vector_bytes(self) -> int:
-        return (4 if self.vector_type == "FLOAT32" else 2) * self.dimension
+        return size_bytes(self.vector_type, self.dimension)
 
 
 @dataclass(frozen=True, slots=True)

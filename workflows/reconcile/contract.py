@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
+from daemon.index.keyspace import WalkPosition
 from daemon.verify.differences import EXAMPLES_MAX, Difference
-from daemon.verify.keyspace import Position
 from workflows.progress import Contract
 
 Key = tuple[str, ...]
@@ -125,14 +125,14 @@ class KeysOrder(Contract):
     """The keys that Redis has. `position`: None: from the beginning."""
 
     subject: Subject
-    position: Position | None
+    position: WalkPosition | None
     rate: float | None = None
 
 
 class KeysChecked(Contract):
     """How far the keys were checked: also what heartbeats carry."""
 
-    position: Position | None
+    position: WalkPosition | None
     ended: bool = False
     tally: Tally = Tally()
 

@@ -12,11 +12,11 @@ from daemon.core.vectors import decode
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
 from daemon.index.connection import translated
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, document_id
 from daemon.index.reader import Hit, knn
 from daemon.index.registry import IndexVersion
 from daemon.projection.build import Projection
-from daemon.verify.keyspace import Keyspace
 from workflows.reindex.contract import NEIGHBOURS, Answers, Quality
 from workflows.resources import Resources
 
@@ -82,7 +82,7 @@ class QualityCheck:
         projection, count = self._projection, self._resources.config.reindex.queries
         bounds = await self._call("source", lambda: projection.reader.key_ranges(projection.table, count + 1))
         names = [document_id(key) for key in bounds]
-        keys = [f"{self._layout.keys(name)[2]}:0" for name in names]
+        keys = [self._layout.chunk_key(name, 0) for name in names]
         texts = await self._read(keys, "text")
         found = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
         return _Queries(tuple(name for name, _ in found), tuple(text for _, text in found))
@@ -122,7 +122,7 @@ class QualityCheck:
     async def _recalled(self, query: Floats, exact: list[str], left_out: bool) -> tuple[int, int]:
         """How many of the nearest the index answers, and of how many; by the vectors as they are now."""
         hits = await self._knn(self._version, query, by_chunk=True)
-        answered = [f"{self._layout.keys(hit.id)[2]}:{hit.chunk}" for hit in hits]
+        answered = [self._layout.chunk_key(hit.id, hit.chunk) for hit in hits]
         if left_out:
             # What exact search did not see cannot be judged.
             answered = [key for key in answered if key in exact]

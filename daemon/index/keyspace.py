@@ -14,14 +14,13 @@ from redis.asyncio.cluster import RedisCluster
 
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout
-from daemon.index.writer import glob_escaped
 
 _ALONE = ""
 """Name of the one node of a Redis that is no cluster."""
 
 
 @dataclass(frozen=True)
-class Position:
+class WalkPosition:
     """Where a walk is.
 
     Attributes:
@@ -38,7 +37,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class WalkStep:
     """Keys of one step, and where the next one goes on.
 
     Attributes:
@@ -46,7 +45,7 @@ class Step:
     """
 
     keys: list[str]
-    position: Position
+    position: WalkPosition
     restarted: bool
 
 
@@ -55,15 +54,15 @@ class Keyspace:
 
     def __init__(self, client: Client, layout: Layout) -> None:
         self._client = cast(Any, client)
-        self._pattern = glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
+        self._pattern = _glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
 
-    async def beginning(self) -> Position:
+    async def beginning(self) -> WalkPosition:
         """Before the first key."""
         with translated():
             nodes = await self._nodes()
-            return Position(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
+            return WalkPosition(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
 
-    async def step(self, position: Position, count: int) -> Step:
+    async def step(self, position: WalkPosition, count: int) -> WalkStep:
         """The keys after a position that is not done.
 
         Args:
@@ -77,13 +76,13 @@ class Keyspace:
             (name, cursor), *rest = position.cursors
             now = await self._servers(nodes) if name in nodes else ""
             if now != position.servers:
-                return Step([], await self.beginning(), restarted=True)
+                return WalkStep([], await self.beginning(), restarted=True)
             command = ("SCAN", cursor, "MATCH", self._pattern, "COUNT", count)
             reply = await self._client.execute_command(*command, **nodes[name])
             after, keys = _parsed(reply)
         left = [(name, after)] if after else []
         texts = [key.decode("utf-8", "replace") for key in keys]
-        return Step(texts, replace(position, cursors=(*left, *rest)), restarted=False)
+        return WalkStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
 
     async def _nodes(self) -> dict[str, dict[str, Any]]:
         """Of each primary, what sends a command to it."""
@@ -106,3 +105,7 @@ class Keyspace:
 def _parsed(reply: Any) -> tuple[int, list[bytes]]:
     cursor, keys = reply
     return int(next(iter(cursor.values())) if isinstance(cursor, Mapping) else cursor), keys
+
+
+def _glob_escaped(text: str) -> str:
+    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)
