@@ -10,7 +10,7 @@ from redis.commands.search.query import Query
 
 from daemon.core.vectors import encode
 from daemon.errors import ConfigError, StopProcess
-from daemon.index.connection import Client, translated
+from daemon.index.connection import Client, IndexMissing, translated
 from daemon.index.registry import IndexVersion, Versions
 
 _CHUNKS_PER_DOCUMENT = 4
@@ -71,7 +71,7 @@ async def knn(
     try:
         with translated():
             reply = await cast(Any, client.ft(index)).search(query, query_params=parameters)
-    except StopProcess as refused:
+    except (StopProcess, IndexMissing) as refused:
         raise ConfigError(
             f"Redis refused the search of {index!r} with filter {filter!r}: {refused}"
         ) from refused
