@@ -6,7 +6,7 @@ node that may be done. So a position names the servers and their slots, and a wa
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,13 +15,16 @@ from redis.asyncio.cluster import RedisCluster
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout
 from daemon.index.writer import glob_escaped
+from daemon.patience import Patience
 
+KEYS_PER_STEP = 1000
+"""Keys of the whole Redis that one step looks at; few of them may be this version's."""
 _ALONE = ""
 """Name of the one node of a Redis that is no cluster."""
 
 
 @dataclass(frozen=True)
-class Position:
+class ScanPosition:
     """Where a walk is.
 
     Attributes:
@@ -46,7 +49,7 @@ class Step:
     """
 
     keys: list[str]
-    position: Position
+    position: ScanPosition
     restarted: bool
 
 
@@ -57,17 +60,25 @@ class Keyspace:
         self._client = cast(Any, client)
         self._pattern = glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
 
-    async def beginning(self) -> Position:
-        """Before the first key."""
+    async def beginning(self) -> ScanPosition:
+        """Return the position before the first key."""
         with translated():
             nodes = await self._nodes()
-            return Position(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
+            return ScanPosition(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
 
-    async def step(self, position: Position, count: int) -> Step:
-        """The keys after a position that is not done.
+    async def steps(self, patience: Patience) -> AsyncIterator[Step]:
+        """Give all keys, from the first to the last; Redis is waited for as long as `patience` says."""
+        position = await patience.call("redis", self.beginning)
+        while not position.done:
+            step = await patience.call("redis", lambda at=position: self.step(at, KEYS_PER_STEP))  # type: ignore[misc]
+            position = step.position
+            yield step
+
+    async def step(self, position: ScanPosition, count: int) -> Step:
+        """Return the keys after a position that is not done.
 
         Args:
-            count: keys of the whole Redis that one step looks at; few of them may be this version's.
+            count: see KEYS_PER_STEP.
 
         Raises:
             FailureClass: Redis failed.
@@ -86,7 +97,7 @@ class Keyspace:
         return Step(texts, replace(position, cursors=(*left, *rest)), restarted=False)
 
     async def _nodes(self) -> dict[str, dict[str, Any]]:
-        """Of each primary, what sends a command to it."""
+        """Return, for each primary, what sends a command to it."""
         if isinstance(self._client, RedisCluster):
             await self._client.initialize()
             return {node.name: {"target_nodes": node} for node in self._client.get_primaries()}

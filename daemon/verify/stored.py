@@ -1,4 +1,4 @@
-"""What Redis holds of documents, read without trusting that it is whole."""
+"""Reads what Redis holds of documents, without trusting that it is whole."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ from daemon.verify.keyspace import Keyspace
 
 _SEARCHED_MAX = 500
 """Hashes asked for in one search, which holds up the others."""
+_COUNTED_MAX = 1000
 _BUILDING_POLL_S = 0.2
 # A chunk goes only if the document does not have it: checked and done in one step.
 _PRUNE = """
@@ -82,7 +83,7 @@ class StoredDocuments:
         self._layout = writer.layout
 
     async def read(self, ids: Sequence[str]) -> list[StoredDocument]:
-        """Bookkeeping and chunks of each id; three round trips, so a change in between may show."""
+        """Read bookkeeping and chunks of each id; three round trips, so a change in between may show."""
         stored = await self._writer.lookup(ids)
         counts = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
         keys = [
@@ -96,33 +97,40 @@ class StoredDocuments:
         ]
 
     async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
-        """What is kept of each document, in one round trip."""
+        """Read the digests and the number of chunks of each document, in one round trip."""
         commands = [("HMGET", self._layout.bookkeeping(one), "h", "m", "n") for one in ids]
         return [
             Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
             for text, metadata, count in await self._pipelined(commands)
         ]
 
+    async def count(self) -> int:
+        """Count the documents; those that change meanwhile may be counted twice or not."""
+        documents = 0
+        async for ids in self._writer.ids(_COUNTED_MAX):
+            documents += sum(held.digests is not None for held in await self.bookkeeping(ids))
+        return documents
+
     async def vector_sizes(self, keys: Sequence[str]) -> list[int]:
-        """Bytes of each hash's vector; 0 where there is none."""
+        """Return the bytes of each hash's vector; 0 where there is none."""
         found = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
         return [int(size) for size in found]
 
     async def chunk_counts(self, ids: Sequence[str]) -> list[int | None]:
-        """How many chunks each document has by its bookkeeping; None where there is none."""
+        """Return how many chunks each document has by its bookkeeping; None where there is none."""
         found = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
         return [None if count is None else int(count) for count in found]
 
     async def existing(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each hash is there."""
+        """Return whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
 
     def key(self, identifier: str, number: int) -> str:
-        """Of one chunk's hash."""
+        """Return the key of one chunk's hash."""
         return f"{self._layout.keys(identifier)[2]}:{number}"
 
     async def info(self) -> IndexInfo | None:
-        """What the index says of itself; None where there is no index."""
+        """Return what the index says of itself; None where there is no index."""
         try:
             with translated():
                 info = await cast(Any, self._client.ft(self._layout.index)).info()
@@ -139,7 +147,7 @@ class StoredDocuments:
         return info
 
     async def searchable(self, keys: Sequence[str]) -> set[str]:
-        """Those of these hashes that a search finds; none where there is no index."""
+        """Return those of these hashes that a search finds; none where there is no index."""
         found: set[str] = set()
         for start in range(0, len(keys), _SEARCHED_MAX):
             found |= await self._found(keys[start : start + _SEARCHED_MAX])
@@ -157,7 +165,7 @@ class StoredDocuments:
         return set(_keys(reply))
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:
-        """Remove hashes of (id, chunk number) beyond those that their document has; answers how many."""
+        """Remove hashes of (id, chunk number) beyond those that their document has; return how many."""
         calls = []
         for identifier, number in hashes:
             bookkeeping = self._layout.bookkeeping(identifier)
@@ -169,7 +177,7 @@ class StoredDocuments:
         await self._pipelined([("UNLINK", key) for key in keys])
 
     def sorted_out(self, keys: Iterable[str]) -> Keys:
-        """What these keys of the index version are."""
+        """Sort keys of the index version by what they are."""
         found = Keys([], [], [])
         for key in keys:
             if key.startswith(self._layout.bookkeeping_prefix):
@@ -205,7 +213,7 @@ def _chunk(fields: Mapping[bytes, bytes]) -> StoredChunk | None:
 
 
 def _keys(reply: Any) -> list[str]:
-    """RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
+    """Parse the reply of a search: RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
     if isinstance(reply, Mapping):
         plain = {_text(name): value for name, value in reply.items()}
         return [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.verify.differences import Difference as D
-from daemon.verify.differences import Report
+from daemon.verify.differences import Findings
 from daemon.verify.session import opened
 from deploy.local.stack import Stack
 from tests.support.index_damage import TO_DOCUMENTS, Found, no_index, wrong_vector
@@ -45,12 +45,12 @@ def table(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
         made.close()
 
 
-async def check(table: MirroredTable, *, repair: bool = False, vectors: bool = True) -> Report:
+async def check(table: MirroredTable, *, repair: bool = False, vectors: bool = True) -> Findings:
     """What is found; after `repair`: what is left."""
     async with opened(table.config, table.config.pipelines[0], vectors=vectors) as session:
         report = await session.check(lambda *_: None)
         if repair:
-            await session.repair(report, lambda *_: None, lambda _: None)
+            await session.repair(lambda *_: None, lambda _: None)
             return await session.check(lambda *_: None)
         return report
 
@@ -69,7 +69,7 @@ async def test_each_damage_is_told_for_what_it_is_and_mended(
     async with opened(table.config, table.config.pipelines[0], vectors=True) as session:
         report = await session.check(lambda *_: None)
         assert dict(report.differing) == expected
-        await session.repair(report, lambda *_: None, lambda _: None)
+        await session.repair(lambda *_: None, lambda _: None)
         left = await session.check(lambda *_: None)
     assert left.ok, left.differing
     assert left.documents == left.rows - 1
@@ -95,8 +95,7 @@ async def test_without_vectors_nothing_is_embedded_and_a_wrong_one_not_seen(tabl
 async def test_a_repair_clears_the_reasons_that_were_noted_before_it(table: MirroredTable) -> None:
     table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1")
     async with opened(table.config, table.config.pipelines[0], vectors=False) as session:
-        report = await session.check(lambda *_: None)
-        done = await session.repair(report, lambda *_: None, lambda _: None)
+        done = await session.repair(lambda *_: None, lambda _: None)
         assert done.reasons == ("redis_went_back",)
         assert await session.reconcile_reasons() == {}
 

@@ -10,19 +10,19 @@ from daemon.errors import ConfigError, RetryLater, StopPipeline
 from daemon.index.durability import Durability
 from daemon.index.layout import document_key
 from daemon.projection.build import Projection
+from daemon.verify.pace import Interruption
+from daemon.verify.refill import Copied, Copier, close
+from daemon.verify.sides import Key
 from workflows.backfill.contract import (
+    BackfillPlan,
     BarrierLook,
     BarrierSeen,
     Closing,
-    Copied,
     CopyOrder,
-    Key,
-    Plan,
     Swept,
     Target,
 )
-from workflows.backfill.copying import Copier
-from workflows.interruption import Interruption, interruptible
+from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.resources import Resources
 
@@ -34,13 +34,13 @@ LOOKING_S = 60.0
 
 
 class BackfillActivities:
-    """Share the worker's resources."""
+    """What a backfill has done; all share the worker's resources."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
 
     @activity.defn(name="backfill_plan")
-    async def plan(self, target: Target) -> Plan:
+    async def plan(self, target: Target) -> BackfillPlan:
         """Look at the table and the index as they are now.
 
         Raises:
@@ -65,7 +65,7 @@ class BackfillActivities:
             else:
                 total = await _matching(target, first, projection)
             written = await projection.versions.writers(projection.version.number)
-            return Plan(
+            return BackfillPlan(
                 version=projection.version.number,
                 table=fingerprint(projection),
                 bounds=tuple(bounds),
@@ -125,13 +125,18 @@ class BackfillActivities:
                 return await copier.run(interruption)
 
         def beat() -> tuple[Any, ...]:
-            return (copier.copied, copier.beat()) if copier else (begun, Beat(done=begun.rows))
+            now = copier.copied if copier else begun
+            return now, Beat(done=now.rows, rate_per_s=now.rate_per_s if copier else None)
 
         return await interruptible(work, beat)
 
     @activity.defn(name="backfill_close")
     async def close(self, closing: Closing) -> Swept:
-        """Put S0 as a floor into every bucket, and remove what it beats: documents without a row."""
+        """Put S0 as a floor into every bucket, and remove what it beats: documents without a row.
+
+        Raises:
+            StopPipeline: most of the index would be removed.
+        """
         seen = 0
 
         async def work(interruption: Interruption) -> Swept:
@@ -143,14 +148,11 @@ class BackfillActivities:
                         "the worker stops, or this was cancelled; a sweep begins again from its start"
                     )
 
-            snapshot = decode(closing.snapshot)
             async with self._resources.projection(closing.pipeline, closing.version) as projection:
-                writer = projection.writer
                 durability = await Durability.begin(projection.client, self._resources.config.redis)
-                await writer.raise_floors(snapshot)
-                removed = await writer.sweep(snapshot, progressed)
-                await durability.reached()
-                await writer.reconciled(closing.reasons)
+                snapshot = decode(closing.snapshot)
+                assert isinstance(snapshot, SnapshotVersion)
+                removed = await close(projection, durability, snapshot, closing.reasons, progressed)
             return Swept(removed=removed)
 
         return await interruptible(work, lambda: (None, Beat(done=seen)))

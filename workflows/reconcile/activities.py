@@ -1,34 +1,34 @@
 """The activities of a reconcile: plan it, check a key range, check the keys that Redis has, tell what it came to."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
+from pydantic import BaseModel
 from temporalio import activity
 
 from daemon.index.durability import Durability
 from daemon.verify.differences import Difference
+from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
+from daemon.verify.pace import Interruption
 from daemon.verify.same_source import check_same_source
-from daemon.verify.session import subject_of
-from workflows.interruption import Interruption, heartbeating, interruptible
-from workflows.progress import Beat, Contract
-from workflows.reconcile.checks import Examiner, KeysCheck, RangeCheck
+from daemon.verify.sides import sides_of
+from workflows.interruption import heartbeating, interruptible
+from workflows.progress import Beat
 from workflows.reconcile.contract import (
     Conclusion,
-    KeysChecked,
     KeysOrder,
-    Plan,
-    RangeChecked,
     RangeOrder,
+    ReconcilePlan,
     Subject,
 )
 from workflows.resources import Resources
 
 log = structlog.get_logger(__name__)
-C = TypeVar("C", bound=Contract)
+C = TypeVar("C", bound=BaseModel)
 _RANGES_MAX = 256
 
 
@@ -74,7 +74,7 @@ class ReconcileActivities:
         self._metrics = ReconcileMetrics(resources.metrics.registry)
 
     @activity.defn(name="reconcile_plan")
-    async def plan(self, subject: Subject) -> Plan:
+    async def plan(self, subject: Subject) -> ReconcilePlan:
         """Look at the table and the index as they are now.
 
         Raises:
@@ -88,10 +88,10 @@ class ReconcileActivities:
             if subject.repair:
                 await call("redis", projection.ensure_index)
             async with heartbeating(lambda: ()):
-                await subject_of(projection, vectors=False).stored.built(lambda _: None)
+                await sides_of(projection, vectors=False).stored.built(lambda _: None)
             rows = await call("source", lambda: reader.count_estimate(table))
             parts = min(_RANGES_MAX, rows // subject.rows_per_range)
-            return Plan(
+            return ReconcilePlan(
                 version=projection.version.number,
                 bounds=tuple(await reader.key_ranges(table, parts)) if parts > 1 else (),
                 rows=rows,
@@ -101,18 +101,18 @@ class ReconcileActivities:
     @activity.defn(name="reconcile_range")
     async def check_range(self, order: RangeOrder) -> RangeChecked:
         """Check the rows of a range, and mend; another attempt goes on from the last heartbeat."""
-        check = RangeCheck(order, _begun(RangeChecked))
+        check = RangeCheck(_begun(RangeChecked) or RangeChecked(after=order.after), order.until, order.rate)
 
         async def work(interruption: Interruption) -> RangeChecked:
             async with self._examiner(order.subject, interruption) as examiner:
                 return await check.run(examiner)
 
-        return await interruptible(work, _beats(lambda: check.checked))
+        return await interruptible(work, lambda: (check.checked, Beat(done=check.checked.tally.rows)))
 
     @activity.defn(name="reconcile_keys")
     async def check_keys(self, order: KeysOrder) -> KeysChecked:
         """Check the keys that Redis has, and mend; another attempt goes on from the last heartbeat."""
-        check = KeysCheck(order, _begun(KeysChecked))
+        check = KeysCheck(_begun(KeysChecked) or KeysChecked(position=order.position), order.rate)
 
         async def work(interruption: Interruption) -> KeysChecked:
             async with self._examiner(order.subject, interruption) as examiner:
@@ -155,18 +155,18 @@ class ReconcileActivities:
             durability = await resources.patience.call(
                 "redis", lambda: Durability.begin(projection.client, resources.config.redis)
             )
+            sides = sides_of(projection, vectors=subject.vectors)
             lane = resources.lane(projection, activity.info().workflow_id or "")
-            yield Examiner(projection, subject, lane, resources.share, durability, interruption)
+            yield Examiner(
+                sides,
+                resources.share,
+                interruption,
+                whole=subject.vectors,
+                mender=Mender(sides, lane, durability) if subject.repair else None,
+                lag_s=subject.lag_s,
+            )
 
 
 def _begun(kind: type[C]) -> C | None:
     details = activity.info().heartbeat_details
     return kind.model_validate(details[0]) if details and details[0] is not None else None
-
-
-def _beats(checked: Callable[[], RangeChecked]) -> Callable[[], tuple[Any, ...]]:
-    def beat() -> tuple[Any, ...]:
-        now = checked()
-        return now, Beat(done=now.tally.rows)
-
-    return beat

@@ -14,12 +14,14 @@ from datetime import timedelta
 
 from temporalio import workflow
 
+from daemon.verify.differences import Tally
+from daemon.verify.sides import Key
 from workflows.backfill.contract import Target
 from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult
 from workflows.control import Controlled
 from workflows.progress import Contract, Progress, left_s
 from workflows.reconcile.activities import ReconcileActivities
-from workflows.reconcile.contract import Conclusion, Key, KeysOrder, Plan, RangeOrder, Subject, Tally
+from workflows.reconcile.contract import Conclusion, KeysOrder, RangeOrder, ReconcilePlan, Subject
 
 PLANNING, BACKFILLING, CHECKING, ENDED = "planning", "backfilling", "checking", "ended"
 _TIMEOUT = timedelta(minutes=10)
@@ -114,7 +116,7 @@ class Reconcile(Controlled):
         self._tell(ENDED)
         return result
 
-    async def _backfill(self, plan: Plan) -> bool:
+    async def _backfill(self, plan: ReconcilePlan) -> bool:
         """Answers whether it dealt with the reasons, which it leaves where it could not read every row."""
         await self.unpaused()
         self._tell(BACKFILLING, f"because of {', '.join(plan.reasons)}")
@@ -127,7 +129,7 @@ class Reconcile(Controlled):
         )
         return done.swept is not None
 
-    async def _check(self, plan: Plan) -> None:
+    async def _check(self, plan: ReconcilePlan) -> None:
         self._checking_since_s = workflow.time()
         self._tell(CHECKING)
         work = [self._keys(), *(self._range(after, until) for after, until in _ranges(plan.bounds))]

@@ -23,8 +23,9 @@ from daemon.settings import IndexSettings, Pipeline, PostgresSource
 from daemon.source.kafka.dead_letter_reader import read_partitions
 from daemon.source.postgres.reader import PostgresReader
 from daemon.verify.keyspace import Keyspace
+from daemon.verify.pace import Interruption
 from daemon.verify.stored import StoredDocuments
-from workflows.interruption import Interruption, interruptible
+from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.reindex.contract import (
     Activated,

@@ -11,11 +11,12 @@ from daemon.core.version import LogVersion, replaces
 from daemon.index.layout import Layout, document_id
 from daemon.index.writer import IndexWriter, Stored
 from daemon.projection.build import Projection
-from daemon.verify.comparison import Comparison
+from daemon.verify.comparison import RowComparison
 from daemon.verify.keyspace import Keyspace
-from daemon.verify.looks import Pace, SecondLooks
-from daemon.verify.session import subject_of
-from workflows.interruption import Interruption, interruptible
+from daemon.verify.looks import LookPace, SecondLooks
+from daemon.verify.pace import Interruption
+from daemon.verify.sides import sides_of
+from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.reindex.contract import Behind, Pair, Quality, ShortParity, VersionOf
 from workflows.reindex.quality import QualityCheck
@@ -90,7 +91,7 @@ class ReindexGateActivities:
                 reader, table = projection.reader, projection.table
                 bounds = await self._call("source", lambda: reader.key_ranges(table, _ROWS_LOOKED_AT + 1))
                 ids = {document_id(key) for key in bounds}
-                looks = SecondLooks(Comparison(subject_of(projection, vectors=False)), Pace(_LAG_S))
+                looks = SecondLooks(RowComparison(sides_of(projection, vectors=False)), LookPace(_LAG_S))
                 told = await looks.settle(ids, {})
                 assert told is not None, "nothing stops it"
                 kinds = Counter(kind.value for shown in told.values() for kind in shown)
