@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from daemon.core.queue import Item
+from daemon.core.work import Refusal
 from daemon.errors import LivevecError, RejectRow, RetryLater
 from daemon.patience import Patience
 from daemon.projection.build import Projection, opened
@@ -37,8 +37,8 @@ class _RowLetters:
         self._resources = resources
         self._pipeline = pipeline
 
-    async def put(self, item: Item, error: RejectRow) -> None:
-        await self._resources.dead_letter_topic(self._pipeline, self.key_columns).put(item, error)
+    async def put(self, refusal: Refusal, error: RejectRow) -> None:
+        await self._resources.dead_letter_topic(self._pipeline, self.key_columns).put(refusal, error)
 
 
 class Resources:

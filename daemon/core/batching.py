@@ -24,7 +24,6 @@ class Waiting:
 class Running:
     """One batch whose texts are at the embedder, or on their way there."""
 
-    closed_s: float
     tokens: int
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from daemon.core.batching import Waiting
-from daemon.core.change import Change, Outcome
+from daemon.core.change import Change
 from daemon.core.progress import Receipt
 
 _TOKENS_PER_BYTE = 0.25
@@ -15,7 +15,7 @@ _ITEM_BYTES = 800
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One document to bring up to date, and the records that asked for it.
+    """One document that waits to be brought up to date, and the records that asked for it. Belongs to the live shell.
 
     Attributes:
         id: of the document; empty for TRUNCATE.
@@ -24,7 +24,7 @@ class Item:
         record: the newest change's raw record, for a dead letter; opaque here.
         waiting: what the policy sees.
         received_at_s: when the newest was received, by the wall clock.
-        outcome: how it ended; None until its receipts are settled.
+        is_settled: whether its receipts are settled.
     """
 
     id: str
@@ -34,7 +34,13 @@ class Item:
     waiting: Waiting
     size_bytes: int
     received_at_s: float = 0.0
-    outcome: Outcome | None = None
+    is_settled: bool = False
+
+    def settle(self) -> None:
+        """Acknowledge the records that asked for it."""
+        self.is_settled = True
+        for receipt in self.receipts:
+            receipt.settle()
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.core.vectors import encode
-from daemon.embedding.embedder import Embedder
+from daemon.embedding.embedder import TextEmbedder
 from daemon.errors import RejectRow, SplitBatch
 from daemon.patience import Patience
 
@@ -34,12 +34,16 @@ class EmbeddingBatches:
         embedder: see `Embedder`.
         texts_max: texts in one request.
         vector_type: number format of the index's vectors.
+        part: what the embedder is called in the health.
     """
 
-    def __init__(self, embedder: Embedder, texts_max: int, vector_type: str) -> None:
+    def __init__(
+        self, embedder: TextEmbedder, texts_max: int, vector_type: str, part: str = "embedder"
+    ) -> None:
         self._embedder = embedder
         self._texts_max = texts_max
         self._vector_type = vector_type
+        self._part = part
         self._free_at_s = 0.0
 
     async def embed(self, texts: Sequence[str], patience: Patience) -> Embedded:
@@ -63,7 +67,7 @@ class EmbeddingBatches:
 
     async def _request(self, texts: Sequence[str], patience: Patience) -> list[Vector]:
         try:
-            vectors = await patience.call("embedder", lambda: self._embedder.embed(texts))
+            vectors = await patience.call(self._part, self._embedder.embed, texts)
         except (SplitBatch, RejectRow) as error:
             if len(texts) == 1:
                 reason = error.reason if isinstance(error, RejectRow) else "refused_by_model"

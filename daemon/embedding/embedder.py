@@ -29,8 +29,15 @@ class EmbeddingSpace:
     fingerprint: str
 
 
-class Embedder(Protocol):
-    """Texts to vectors. Several calls may be in flight at once.
+class TextEmbedder(Protocol):
+    """Texts to vectors, and nothing else. Several calls may be in flight at once."""
+
+    async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
+        """float32 [len(texts), dimension], C-contiguous, read-only; row i belongs to texts[i]."""
+
+
+class Embedder(TextEmbedder, Protocol):
+    """A provider of embeddings.
 
     Every method raises a FailureClass of daemon.errors and nothing of the vendor's.
     """
@@ -41,9 +48,6 @@ class Embedder(Protocol):
 
     async def start(self) -> EmbeddingSpace:
         """Connects, reads what the model is and proves it with a real inference."""
-
-    async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
-        """float32 [len(texts), dimension], C-contiguous, read-only; row i belongs to texts[i]."""
 
     async def check(self) -> None:
         """Makes sure, by a real inference, that it works and that the space is still the one found at the start.

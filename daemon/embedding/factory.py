@@ -1,10 +1,11 @@
-"""The embedder that the configuration names."""
+"""The embedder that the configuration names, and the embedders of a process: one for each model, shared by all."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
-from daemon.embedding.embedder import Embedder, EmbeddingSpace
-from daemon.errors import ConfigError
+from daemon.embedding.embedder import Embedder, Embeddings, EmbeddingSpace, Prompt
+from daemon.errors import ConfigError, RetryLater
 from daemon.patience import Patience
 from daemon.settings import EmbeddingSettings
 
@@ -38,11 +39,34 @@ def make_embedder(settings: EmbeddingSettings, *, any_dimension: bool = False) -
     )
 
 
-class Embedders:
-    """Started when they are first asked for."""
+class StartingEmbedder:
+    """An embedder that may be asked before its provider has answered: a call waits until it is started.
 
-    def __init__(self, patience: Patience) -> None:
+    Args:
+        started: gives the embedder, or what keeps it from starting, which every call then raises.
+    """
+
+    def __init__(self, started: "asyncio.Future[Embedder]") -> None:
+        self._started = started
+
+    async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
+        """See `TextEmbedder.embed`."""
+        embedder = await asyncio.shield(self._started)
+        return await embedder.embed(texts, prompt=prompt)
+
+
+class Embedders:
+    """Each is started when it is first asked for.
+
+    Args:
+        make: builds one; nothing is connected yet.
+    """
+
+    def __init__(
+        self, patience: Patience, make: Callable[[EmbeddingSettings], Embedder] = make_embedder
+    ) -> None:
         self._patience = patience
+        self._make = make
         self._checking = asyncio.Lock()
         self._started: dict[tuple[str, int], tuple[Embedder, EmbeddingSpace]] = {}
 
@@ -55,9 +79,9 @@ class Embedders:
         """
         key = (settings.model, settings.dimension)
         if key not in self._started:
-            embedder = make_embedder(settings)
+            embedder = self._make(settings)
             try:
-                space = await self._patience.call("embedder", embedder.start)
+                space = await self._patience.call(f"embedder {settings.model}", embedder.start)
             except BaseException:
                 await embedder.close()
                 raise
@@ -69,10 +93,15 @@ class Embedders:
         return self._started[key]
 
     async def check(self) -> None:
-        """See `Embedder.check`, of each."""
+        """Make sure that each one works, and show it in the health.
+
+        Raises:
+            StopProcess: a model is gone, or is another one now.
+        """
         async with self._checking:
-            for embedder, _ in list(self._started.values()):
-                await embedder.check()
+            for (model, _), (embedder, _) in list(self._started.items()):
+                with suppress(RetryLater):
+                    await self._patience.once(f"embedder {model}", embedder.check)
 
     async def keep_only(self, used: Collection[tuple[str, int]]) -> None:
         """Close those of other (model, dimension)s: a model that no index needs may go away."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import redis.exceptions as redis_errors
 
+from daemon.core.plan import Stored
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
@@ -24,21 +25,6 @@ class Result(IntEnum):
     APPLIED = 1
     CONFLICT = 2
     ABSENT = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Bookkeeping of one document.
-
-    Attributes:
-        version: of the write that made it.
-        content_hash: None for a delete marker.
-        metadata_hash: None for a delete marker.
-    """
-
-    version: Version
-    content_hash: str | None
-    metadata_hash: str | None
 
 
 @dataclass(frozen=True, slots=True)

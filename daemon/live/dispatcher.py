@@ -1,24 +1,79 @@
-"""The queue of one pipeline and the batches that run: asks the policy when to close, and hands over."""
+"""What waits of one index version, and what runs: asks the policy when to close a batch, and hands it over.
+
+Four kinds of work run side by side, so that a live change never waits for a slower kind:
+- batches of changes whose rows are known, closed by the policy;
+- hints, whose rows are read from the source first, and which wait for the source where it is away;
+- sweeps after a TRUNCATE, which take as long as the index is large;
+- refusals: records that could not be decoded, on their way to the dead letters.
+All of them count as waiting until they are acknowledged, so that what is full pauses the partitions.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
 
 import structlog
 
-from daemon.core.batching import Close, Deadline, Policy, Running
-from daemon.core.change import Outcome
+from daemon.core.batching import Close, Deadline, Finished, Policy, Running
+from daemon.core.change import Operation, Outcome
+from daemon.core.progress import Receipt
 from daemon.core.queue import ChangeQueue, Item
-from daemon.errors import StopPipeline
-from daemon.projection.projector import INVISIBLE_PAUSE_S, Projector
+from daemon.core.work import Refusal, Work
+from daemon.errors import RejectRow, StopPipeline
+from daemon.projection.projector import Projector
 from daemon.telemetry.metrics import PipelineMetrics
 
+INVISIBLE_PAUSE_S = 0.02
+"""How long to wait before a row is read again whose change was not visible yet."""
+_REREADS_MAX = 2
 _CALM_POLL_S = 0.5
 log = structlog.get_logger(__name__)
 
 
+class Owner(Protocol):
+    """Whom a part of the shell tells what it cannot decide alone; at the top, the process."""
+
+    def batch_ended(self) -> None:
+        """Queues may have room again."""
+        ...
+
+    def failed(self, error: BaseException) -> None:
+        """The work cannot go on."""
+        ...
+
+
+class Kind(Enum):
+    BATCH = "batch"
+    REREAD = "reread"
+    SWEEP = "sweep"
+    REFUSAL = "refusal"
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A record that could not be decoded."""
+
+    refusal: Refusal
+    error: RejectRow
+    receipt: Receipt
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A task's work."""
+
+    kind: Kind
+    items: Sequence[Item]
+    refused: _Refused | None = None
+
+
 class Dispatcher:
-    """Runs batches of one pipeline.
+    """Runs the work of one index version.
 
     Args:
         projector: does the work.
@@ -26,8 +81,7 @@ class Dispatcher:
         batch_max: most items in one.
         in_flight_max: batches between closing and acknowledgement.
         metrics: of the pipeline.
-        on_change: called after a batch ended, so that the owner can look at how full the queue is.
-        on_failure: called with what ended a batch for good.
+        owner: is told that a batch ended, or what ended the work for good.
     """
 
     def __init__(
@@ -37,56 +91,108 @@ class Dispatcher:
         batch_max: int,
         in_flight_max: int,
         metrics: PipelineMetrics,
-        on_change: Callable[[], None],
-        on_failure: Callable[[BaseException], None],
+        owner: Owner,
     ) -> None:
-        self.queue = ChangeQueue()
         self.launched = 0
         """Batches so far."""
+        self.stopped: StopPipeline | None = None
+        self.retired = False
         self._projector = projector
         self._policy = policy
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._metrics = metrics
-        self._on_change = on_change
-        self._on_failure = on_failure
-        self._running: dict[asyncio.Task[None], Sequence[Item]] = {}
+        self._owner = owner
+        self._queue = ChangeQueue()
+        self._hints = ChangeQueue()
+        self._invisible = 0
+        self._sweeps: deque[Item] = deque()
+        self._refused: deque[_Refused] = deque()
+        self._refused_bytes = 0
+        self._running: dict[asyncio.Task[None], _Flight] = {}
+        self._counts: Counter[Kind] = Counter()
         self._embedding: dict[asyncio.Task[None], Running] = {}
-        self._waiting_for_rows = 0
         self._moved_at_s = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._calm: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._overloaded = False
-        self.stopped: StopPipeline | None = None
-        self.retired = False
 
-    def put(self, items: Sequence[Item]) -> None:
-        """Add changes; a stopped pipeline keeps them, unacknowledged; a retired one lets them go."""
-        if self.retired:
-            self._given_up(items)
+    # ---- what the mirror hands over
+
+    def put(self, item: Item) -> None:
+        """Take a change; `pump` starts its work.
+
+        A stopped pipeline leaves it unacknowledged; a retired one lets it go.
+        """
+        if self.stopped is not None or self.retired:
+            self._give_up([item])
             return
-        for item in items:
-            self.queue.put(item)
-        if items:
-            if self._idle.is_set():
-                self._idle.clear()
-                self._moved_at_s = time.monotonic()
-            self._pump()
+        self._wake()
+        operation = item.change.operation
+        if operation is Operation.TRUNCATE:
+            self._sweeps.append(item)
+        elif self._projector.is_hint(item.change, time.time()):
+            self._hints.put(item)
+        else:
+            self._queue.put(item)
+
+    def refuse(self, refusal: Refusal, error: RejectRow, receipt: Receipt, size_bytes: int) -> None:
+        """Take a record that could not be decoded; it is dead-lettered, and then acknowledged."""
+        refused = _Refused(refusal, error, receipt, size_bytes)
+        if self.stopped is not None or self.retired:
+            self._give_up_refused([refused])
+            return
+        self._wake()
+        self._refused.append(refused)
+        self._refused_bytes += size_bytes
+
+    def pump(self) -> None:
+        """Start whatever may run now."""
+        if self.stopped is None and not self.retired:
+            self._close_batches()
+            while len(self._hints) and self._counts[Kind.REREAD] < _REREADS_MAX:
+                self._launch(_Flight(Kind.REREAD, self._hints.take(self._batch_max)))
+            if self._sweeps and not self._counts[Kind.SWEEP]:
+                self._launch(_Flight(Kind.SWEEP, [self._sweeps.popleft()]))
+            if self._refused and not self._counts[Kind.REFUSAL]:
+                self._launch(_Flight(Kind.REFUSAL, (), self._refused[0]))
+        self._show()
+
+    # ---- what the owner asks and says
+
+    @property
+    def waiting_changes(self) -> int:
+        """Records that wait: for a batch, for the source, or for the dead letters."""
+        others = self._invisible + len(self._sweeps) + len(self._refused)
+        return self._queue.changes + self._hints.changes + others
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory that they take, estimated."""
+        return self._queue.size_bytes + self._hints.size_bytes + self._refused_bytes
 
     async def drained(self) -> None:
         """Wait until nothing waits and nothing runs."""
         await self._idle.wait()
 
     def stuck_s(self) -> float:
-        """How long there has been work of which none was finished."""
+        """Return for how long there has been work of which none was finished."""
         return 0.0 if self._idle.is_set() else time.monotonic() - self._moved_at_s
 
     def abandon(self) -> None:
         """Forget what waits and cancel what runs; its records were not acknowledged and will be read again."""
-        self._given_up(self.queue)
-        self.queue = ChangeQueue()
+        self._give_up(self._queue)
+        self._give_up(self._hints)
+        self._give_up(self._sweeps)
+        if self._counts[Kind.REFUSAL] and self._refused:
+            self._refused.popleft()  # its task gives it up
+        self._give_up_refused(self._refused)
+        self._queue, self._hints = ChangeQueue(), ChangeQueue()
+        self._sweeps.clear()
+        self._refused.clear()
+        self._refused_bytes = 0
         for task in self._running:
             task.cancel()
         self._rest()
@@ -94,17 +200,154 @@ class Dispatcher:
     def fail(self, error: BaseException) -> None:
         """Tell the owner what ended the work for good; a table that does not fit any more stops this pipeline."""
         if isinstance(error, StopPipeline):
-            self.stop(error)
-        self._on_failure(error)
+            # Nothing more is taken; what waits is not acknowledged, and is read again after a restart.
+            self.stopped = error
+            self.abandon()
+        self._owner.failed(error)
 
     def retire(self) -> None:
         """Take no part any more: what waits and what runs is let go, and holds up no offset."""
         self.retired = True
         self.abandon()
 
+    # ---- running
+
+    def _close_batches(self) -> None:
+        """Close batches as long as the policy says so; then come back when it wants to be asked again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while len(self._queue) and self._counts[Kind.BATCH] < self._in_flight_max:
+            now_s = time.time()
+            waiting = self._queue.waiting(self._batch_max)
+            decision = self._policy.decide(now_s, waiting, list(self._embedding.values()))
+            if not isinstance(decision, Close):
+                if decision.until_s < float("inf"):
+                    pause_s = max(0.0005, decision.until_s - now_s)
+                    self._timer = asyncio.get_running_loop().call_later(pause_s, self.pump)
+                return
+            items = []
+            for item in self._queue.take(decision.count):
+                # It may have grown old while it waited.
+                if self._projector.is_hint(item.change, now_s):
+                    self._hints.put(item)
+                else:
+                    items.append(item)
+            if items:
+                self._launch(_Flight(Kind.BATCH, items))
+
+    def _launch(self, flight: _Flight) -> None:
+        work: Coroutine[Any, Any, None]
+        match flight.kind:
+            case Kind.BATCH:
+                work = self._run_batch(flight.items)
+            case Kind.REREAD:
+                work = self._run_hints(flight.items)
+            case Kind.SWEEP:
+                work = self._run_sweep(flight.items[0])
+            case Kind.REFUSAL:
+                assert flight.refused is not None
+                work = self._run_refusal(flight.refused)
+        task = asyncio.get_running_loop().create_task(work)
+        self._running[task] = flight
+        self._counts[flight.kind] += 1
+        if flight.kind in (Kind.BATCH, Kind.REREAD):
+            self._metrics.batch.observe(len(flight.items))
+            self.launched += 1
+            tokens = sum(item.waiting.tokens for item in flight.items)
+            self._embedding[task] = Running(tokens)
+        task.add_done_callback(self._ended)
+
+    async def _run_batch(self, items: Sequence[Item]) -> None:
+        works = [self._work(item) for item in items]
+        self._observe(await self._projector.process(works, self._embedded))
+
+    async def _run_hints(self, items: Sequence[Item]) -> None:
+        works = {self._work(item): item for item in items}
+        finished, invisible = await self._projector.reread(list(works), self._embedded)
+        self._observe(finished)
+        if invisible:
+            again = [works[work] for work in invisible]
+            self._invisible += sum(len(item.receipts) for item in again)
+            asyncio.get_running_loop().call_later(INVISIBLE_PAUSE_S, self._read_again, again, self._hints)
+
+    async def _run_sweep(self, item: Item) -> None:
+        await self._projector.truncate(self._work(item), lambda _: self._move())
+
+    async def _run_refusal(self, refused: _Refused) -> None:
+        await self._projector.refuse(refused.refusal, refused.error)
+        refused.receipt.settle()
+
+    def _work(self, item: Item) -> Work:
+        change = item.change
+
+        def done(outcome: Outcome) -> None:
+            if len(item.receipts) > 1:
+                self._metrics.outcomes[Outcome.COLLAPSED].inc(len(item.receipts) - 1)
+            item.settle()
+
+        return Work(
+            id=item.id,
+            version=change.version,
+            row=change.row,
+            done=done,
+            tokens=item.waiting.tokens,
+            change=change,
+            record=item.record,
+            received_at_s=item.received_at_s,
+        )
+
+    def _embedded(self) -> None:
+        """The embedder is done with the batch of the task that calls: the next one need not wait for its writes."""
+        task = asyncio.current_task()
+        if task is not None and self._embedding.pop(task, None) is not None:
+            self.pump()
+
+    def _read_again(self, items: Sequence[Item], hints: ChangeQueue) -> None:
+        self._invisible -= sum(len(item.receipts) for item in items)
+        if hints is self._hints:
+            for item in items:
+                self._hints.put(item)
+            self.pump()
+        else:
+            self._give_up(items)
+            self._rest()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        flight = self._running.pop(task)
+        self._counts[flight.kind] -= 1
+        self._embedding.pop(task, None)
+        if self._refused and self._refused[0] is flight.refused:
+            self._refused_bytes -= self._refused.popleft().size_bytes
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)
+        if task.cancelled() or error is not None:
+            self._give_up(flight.items)
+            if flight.refused is not None:
+                self._give_up_refused([flight.refused])
+        else:
+            self._move()
+        self._rest()
+        self.pump()
+        self._owner.batch_ended()
+
+    # ---- at rest
+
+    def _wake(self) -> None:
+        if self._idle.is_set():
+            self._idle.clear()
+            self._move()
+
+    def _move(self) -> None:
+        self._moved_at_s = time.monotonic()
+
+    def _observe(self, finished: Finished) -> None:
+        self._policy.observe(time.time(), finished)
+
     def _rest(self) -> None:
         """Note when there is nothing left to do."""
-        if not (len(self.queue) or self._running or self._waiting_for_rows):
+        if not (self._running or self.waiting_changes):
             self._policy.idle(time.time())
             self._idle.set()
             if self._policy.overloaded and self._calm is None:
@@ -116,89 +359,23 @@ class Dispatcher:
         self._rest()
         self._show()
 
-    def _given_up(self, items: Iterable[Item]) -> None:
+    def _give_up(self, items: Iterable[Item]) -> None:
+        """Leave these unacknowledged; a retired version's hold up nobody."""
         for item in items:
-            if item.outcome is None:
+            if not item.is_settled:
                 self._metrics.outcomes[Outcome.ABANDONED].inc(len(item.receipts))
                 if self.retired:
-                    item.outcome = Outcome.ABANDONED
-                    for receipt in item.receipts:
-                        receipt.settle()
+                    item.settle()
 
-    def stop(self, error: StopPipeline) -> None:
-        """Take nothing more from the queue; what waits is not acknowledged, and read again after a restart."""
-        self.stopped = error
-        self.abandon()
-
-    def _pump(self) -> None:
-        """Close batches as long as the policy says so; then come back when it wants to be asked again."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while (
-            len(self.queue)
-            and self.stopped is None
-            and not self.retired
-            and len(self._running) < self._in_flight_max
-        ):
-            now_s = time.time()
-            decision = self._policy.decide(
-                now_s, self.queue.waiting(self._batch_max), list(self._embedding.values())
-            )
-            if not isinstance(decision, Close):
-                if decision.until_s < float("inf"):
-                    pause_s = max(0.0005, decision.until_s - now_s)
-                    self._timer = asyncio.get_running_loop().call_later(pause_s, self._pump)
-                break
-            self._launch(self.queue.take(decision.count), now_s)
-        self._show()
-
-    def _launch(self, items: Sequence[Item], now_s: float) -> None:
-        self._metrics.batch.observe(len(items))
-        self.launched += 1
-        task = asyncio.get_running_loop().create_task(self._run(items))
-        self._running[task] = items
-        self._embedding[task] = Running(now_s, sum(item.waiting.tokens for item in items))
-        task.add_done_callback(self._ended)
-
-    def _embedded(self) -> None:
-        """The embedder is done with the batch of the task that calls: the next one need not wait for its writes."""
-        task = asyncio.current_task()
-        if task is not None and self._embedding.pop(task, None) is not None:
-            self._pump()
-
-    async def _run(self, items: Sequence[Item]) -> None:
-        processed = await self._projector.process(items, self._embedded)
-        self._policy.observe(time.time(), processed.finished)
-        if processed.later:
-            self._waiting_for_rows += 1
-            asyncio.get_running_loop().call_later(INVISIBLE_PAUSE_S, self._again, processed.later, self.queue)
-
-    def _again(self, items: Sequence[Item], queue: ChangeQueue) -> None:
-        self._waiting_for_rows -= 1
-        if queue is self.queue:
-            self.put(items)
-        else:
-            self._given_up(items)
-            self._rest()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        items = self._running.pop(task)
-        self._embedding.pop(task, None)
-        if task.cancelled():
-            self._given_up(items)
-        elif (error := task.exception()) is not None:
-            self.fail(error)
-            self._given_up(items)
-        else:
-            self._moved_at_s = time.monotonic()
-        self._rest()
-        self._pump()
-        self._on_change()
+    def _give_up_refused(self, refused: Iterable[_Refused]) -> None:
+        for one in refused:
+            self._metrics.outcomes[Outcome.ABANDONED].inc()
+            if self.retired:
+                one.receipt.settle()
 
     def _show(self) -> None:
-        self._metrics.queued.set(self.queue.changes)
-        self._metrics.queued_bytes.set(self.queue.size_bytes)
+        self._metrics.queued.set(self.waiting_changes)
+        self._metrics.queued_bytes.set(self.waiting_bytes)
         self._metrics.in_flight.set(len(self._running))
         if self._policy.overloaded != self._overloaded:
             self._overloaded = self._policy.overloaded

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -12,22 +11,19 @@ import structlog
 from daemon.embedding.factory import Embedders
 from daemon.errors import RetryLater, StopPipeline, StopProcess
 from daemon.index import schema
-from daemon.index.connection import connect
 from daemon.index.positions import Positions
 from daemon.index.writer import load_functions
-from daemon.live.mirror import Parts
-from daemon.live.partitions import Intake
-from daemon.live.versions import Mirrors
+from daemon.live.edges import Edges
+from daemon.live.mirror import Mirror, Parts
+from daemon.live.partitions import Partitions
+from daemon.live.versions import LiveVersions
 from daemon.patience import Patience
 from daemon.projection.slow_lane import tell_live_changes
 from daemon.settings import Config, PostgresSource
-from daemon.source.kafka.dead_letters import DeadLetterProducer
-from daemon.source.kafka.reader import KafkaReader
 from daemon.source.postgres.anchors import XidAnchors
 from daemon.source.postgres.identity import IdentityWatch, check_partitions
 from daemon.source.postgres.reader import PostgresReader
 from daemon.telemetry.health import Health
-from daemon.telemetry.http import TelemetryServer
 from daemon.telemetry.metrics import Metrics
 
 _ANCHOR_INTERVAL_S = 3600.0
@@ -39,16 +35,25 @@ log = structlog.get_logger(__name__)
 
 
 class Service:
-    """The daemon. `run` returns when it was asked to stop and has drained."""
+    """The daemon, the owner of all its parts. `run` returns when it was asked to stop and has drained.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        edges: make what reaches out of the process.
+    """
+
+    def __init__(self, config: Config, edges: Edges | None = None) -> None:
         self._config = config
+        self._edges = edges or Edges()
         self.metrics = Metrics()
         self.health = Health(self.metrics)
         self._patience = Patience(config.retry, self.health)
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._launched = 0
+        self._closing = contextlib.AsyncExitStack()
+        self._identities: dict[str, IdentityWatch] = {}
+        self._versions: LiveVersions | None = None
+        self._partitions: Partitions | None = None
 
     async def run(self) -> None:
         """Start, mirror until SIGTERM or SIGINT, drain, stop.
@@ -56,116 +61,48 @@ class Service:
         Raises:
             LivevecError: the process cannot go on; says what to do.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.set_exception_handler(self._unexpected)
-        telemetry = TelemetryServer(self._config.telemetry.address, self.metrics, self.health)
+        self._edges.stop_signals(self._stop)
+        asyncio.get_running_loop().set_exception_handler(self._unexpected)
+        telemetry = self._edges.telemetry(self._config.telemetry.address, self.metrics, self.health)
         telemetry.start()
         starting = asyncio.ensure_future(self._start())
         stopping = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         try:
-            if starting.done():
-                reader = starting.result()
-                await self._work(reader)
-            else:
-                starting.cancel()
+            async with self._closing:
+                try:
+                    async with self._background((("signs of life", 1.0, False, self._be_alive),)):
+                        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if starting.done():
+                        await self._work(*starting.result())
+                finally:
+                    for task in (starting, stopping):
+                        task.cancel()
+                    await asyncio.gather(starting, stopping, return_exceptions=True)
         finally:
-            stopping.cancel()
             telemetry.stop()
         if self._failure is not None:
             raise self._failure
 
-    async def _start(self) -> KafkaReader:
-        """Build all parts, waiting for those that are not up yet."""
-        config = self._config
-        self._redis = connect(config.redis)
-        await self._patience.call("redis", lambda: load_functions(self._redis))
-        self._embedders = Embedders(self._patience)
-        self._readers: dict[str, PostgresReader] = {}
-        self._anchors: dict[str, XidAnchors] = {}
-        self._identities: dict[str, IdentityWatch] = {}
-        for source in config.sources:
-            if isinstance(source, PostgresSource):
-                await self._start_source(source)
-        self._dead_letters = DeadLetterProducer(config.kafka)
-        parts = Parts(
-            config=config,
-            redis=self._redis,
-            embedders=self._embedders,
-            dead_letters=self._dead_letters,
-            patience=self._patience,
-            metrics=self.metrics,
-            readers=self._readers,
-            anchors=self._anchors,
-        )
-        message_topics = {
-            source.message_topic: source.name
-            for source in config.sources
-            if isinstance(source, PostgresSource)
-        }
-        self._mirrors = Mirrors(parts, lambda: self._intake.hold_or_release(), self._ended)
-        positions = Positions(self._redis, config.kafka.group_id)
-        self._intake = Intake(
-            parts,
-            self._mirrors,
-            positions,
-            message_topics,
-            self.health,
-            lambda: self._failure is not None,
-            self._ended,
-        )
-        await self._mirrors.start()
-        topics = [*self._mirrors.by_topic, *message_topics]
-        return KafkaReader(config.kafka, topics, self._intake, asyncio.get_running_loop())
+    # ---- the owner of the parts
 
-    async def _start_source(self, source: PostgresSource) -> None:
-        reader = PostgresReader(source)
-        anchors = XidAnchors(self._redis, source.name)
-        self._readers[source.name], self._anchors[source.name] = reader, anchors
-        self._identities[source.name] = IdentityWatch(self._redis, reader, source)
-        known = await self._patience.call("redis", anchors.load)
-        try:
-            await anchors.add(reader)
-        except RetryLater:
-            if not known:
-                await self._patience.call("source", lambda: anchors.add(reader))
+    @property
+    def ending(self) -> bool:
+        """Whether the process is ending on a failure."""
+        return self._failure is not None
 
-    async def _work(self, reader: KafkaReader) -> None:
-        self._intake.reader = reader
-        reader.start()
-        log.info("started", pipelines=[pipeline.name for pipeline in self._config.pipelines])
-        async with self._background(
-            self._every(self._config.kafka.commit_interval_ms / 1000, self._intake.commit),
-            self._every(_VERSIONS_INTERVAL_S, lambda: self._mirrors.follow(self._intake.owned)),
-            self._every(_LIVE_INTERVAL_S, self._tell_live),
-            self._every(_HOUSEKEEPING_INTERVAL_S, self._keep_house),
-            self._every(_ANCHOR_INTERVAL_S, self._anchor),
-            self._every(_SOURCE_WATCH_INTERVAL_S, self._watch_source, at_once=True),
-        ):
-            await self._stop.wait()
-            log.info("stopping", waiting=sum(m.dispatcher.queue.changes for m in self._mirrors.all()))
-            # Leaving the group revokes the partitions: `revoking` drains and says what to commit.
-            await asyncio.to_thread(reader.stop)
-        self._dead_letters.close()
-        for source in self._readers.values():
-            await source.close()
-        await self._embedders.close()
-        await self._redis.aclose()
-        log.info("stopped")
+    def batch_ended(self) -> None:
+        if self._partitions is not None:
+            self._partitions.hold_or_release()
 
-    # ---- running
-
-    def _ended(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
         """A batch or the consumer cannot go on: one pipeline stops, or the process does."""
         if isinstance(error, StopPipeline):
-            for mirror in self._mirrors.all():
+            for mirror in self._versions.all() if self._versions is not None else ():
                 stopped = mirror.dispatcher.stopped
                 if stopped is not None and mirror.pipeline.name not in self.health.stopped_pipelines:
                     self.health.stopped_pipelines[mirror.pipeline.name] = str(stopped)
                     log.error("pipeline_stopped", pipeline=mirror.pipeline.name, error=str(stopped))
-            self._intake.hold_or_release()
+            self.batch_ended()
             return
         if self._failure is None:
             self._failure = error
@@ -174,21 +111,122 @@ class Service:
 
     def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback or a forgotten task failed: going on could leave its records out."""
-        self._ended(context.get("exception") or StopProcess(str(context["message"])))
+        self.failed(context.get("exception") or StopProcess(str(context["message"])))
 
-    async def _tell_live(self) -> None:
+    # ---- starting
+
+    async def _start(self) -> tuple[Parts, LiveVersions, Partitions]:
+        """Build all parts, waiting for those that are not up yet."""
+        config, edges = self._config, self._edges
+        redis = edges.redis(config.redis)
+        self._closing.push_async_callback(_awaiting(redis.aclose))
+        await self._patience.call("redis", load_functions, redis)
+        embedders = Embedders(self._patience, edges.embedder)
+        self._closing.push_async_callback(embedders.close)
+        dead_letters = edges.dead_letters(config.kafka)
+        self._closing.callback(dead_letters.close)
+        parts = Parts(
+            config=config,
+            redis=redis,
+            embedders=embedders,
+            dead_letters=dead_letters,
+            patience=self._patience,
+            metrics=self.metrics,
+            readers={},
+            anchors={},
+        )
+        for source in config.sources:
+            if isinstance(source, PostgresSource):
+                await self._start_source(source, parts)
+        message_topics = {
+            source.message_topic: source.name
+            for source in config.sources
+            if isinstance(source, PostgresSource)
+        }
+        versions = self._versions = LiveVersions(parts, self)
+        await versions.start()
+        positions = Positions(redis, config.kafka.group_id)
+        partitions = self._partitions = Partitions(
+            parts,
+            versions,
+            positions,
+            message_topics,
+            self.health,
+            lambda topics, listener: edges.consumer(config.kafka, topics, listener),
+            self,
+        )
+        self._closing.push_async_callback(partitions.close)
+        return parts, versions, partitions
+
+    async def _start_source(self, source: PostgresSource, parts: Parts) -> None:
+        reader: PostgresReader = self._edges.source(source)
+        self._closing.push_async_callback(reader.close)
+        anchors = XidAnchors(parts.redis, source.name)
+        parts.readers[source.name], parts.anchors[source.name] = reader, anchors
+        self._identities[source.name] = IdentityWatch(parts.redis, reader, source)
+        known = await self._patience.call("redis", anchors.load)
+        try:
+            await anchors.add(reader)
+        except RetryLater:
+            if not known:
+                await self._patience.call(reader.part, anchors.add, reader)
+
+    # ---- running
+
+    async def _work(self, parts: Parts, versions: LiveVersions, partitions: Partitions) -> None:
+        partitions.reader.start()
+        log.info("started", pipelines=[pipeline.name for pipeline in self._config.pipelines])
+        commit_s = self._config.kafka.commit_interval_ms / 1000
+        chores = (
+            ("offset commits", commit_s, False, partitions.commit),
+            ("index versions", _VERSIONS_INTERVAL_S, False, lambda: versions.follow(partitions.owned)),
+            ("signs of live changes", _LIVE_INTERVAL_S, False, lambda: self._tell_live(parts, versions)),
+            ("indexes", _HOUSEKEEPING_INTERVAL_S, False, lambda: self._keep_house(parts, versions)),
+            *(
+                (
+                    f"transaction ids of {source}",
+                    _ANCHOR_INTERVAL_S,
+                    False,
+                    lambda s=source: self._anchor(parts, s),
+                )
+                for source in parts.anchors
+            ),
+            *(
+                (
+                    f"watch of {source}",
+                    _SOURCE_WATCH_INTERVAL_S,
+                    True,
+                    lambda s=source: self._watch(parts, versions, s),
+                )
+                for source in (source.name for source in self._config.sources)
+            ),
+        )
+        async with self._background(chores):
+            await self._stop.wait()
+            waiting = sum(mirror.dispatcher.waiting_changes for mirror in versions.all())
+            log.info("stopping", waiting=waiting)
+            # Leaving the group revokes the partitions: `revoking` drains and says what to commit.
+            await asyncio.to_thread(partitions.reader.stop)
+        for mirror in versions.all():
+            mirror.dispatcher.abandon()
+        log.info("stopped")
+
+    async def _be_alive(self) -> None:
+        """The loop turns: waiting for a part is no reason to be killed."""
+
+    async def _tell_live(self, parts: Parts, versions: LiveVersions) -> None:
         """Let the slow lanes make room as long as batches are made."""
-        launched = sum(mirror.dispatcher.launched for mirror in self._mirrors.all())
+        launched = sum(mirror.dispatcher.launched for mirror in versions.all())
         if launched != self._launched:
             self._launched = launched
-            await tell_live_changes(self._redis)
+            await tell_live_changes(parts.redis)
 
-    async def _keep_house(self) -> None:
-        """Recreate an index that vanished; show what only a look at Redis tells."""
-        await self._mirrors.keep()
-        for mirror in self._mirrors.all():
+    async def _keep_house(self, parts: Parts, versions: LiveVersions) -> None:
+        """Make an index anew that vanished; show what only a look at Redis tells."""
+        await versions.keep()
+        for mirror in versions.all():
             name = mirror.metrics.name
-            failures = await schema.indexing_failures(self._redis, mirror.writer.layout)
+            failures = await schema.indexing_failures(parts.redis, mirror.writer.layout)
             self.metrics.indexing_failures.labels(name).set(failures)
             if failures:
                 log.error(
@@ -200,59 +238,49 @@ class Service:
             if mirror.active:
                 reasons = await mirror.writer.reconcile_reasons()
                 self.metrics.needs_reconcile.labels(name).set(bool(reasons))
-        await self._embedders.check()
-        self.health.up("embedder")
+        await parts.embedders.check()
 
-    async def _anchor(self) -> None:
-        for name, anchors in self._anchors.items():
-            await anchors.add(self._readers[name])
+    async def _anchor(self, parts: Parts, source: str) -> None:
+        await parts.anchors[source].add(parts.readers[source])
 
-    async def _watch_source(self) -> None:
+    async def _watch(self, parts: Parts, versions: LiveVersions, source: str) -> None:
         """A lost history stops the process; a change of a table that never reached the log calls for a repair."""
-        for source, identity in self._identities.items():
-            if await identity.check():
-                for mirror in self._mirrors.all():
-                    if mirror.pipeline.source == source:
-                        log.warning("era_began", source=source, remedy="livevec verify --repair")
-                        await mirror.writer.mark_for_reconcile("era_began")
-        for mirror in self._mirrors.all():
+        if source in self._identities:
+
+            async def mark(reason: str) -> None:
+                for mirror in versions.of_source(source):
+                    await _mark(mirror, reason)
+
+            await self._identities[source].check(mark)
+        for mirror in versions.of_source(source):
             if mirror.dispatcher.stopped is not None or not mirror.active:
                 continue
             try:
                 if mirror.watch is None:
-                    topic = self._config.topic(mirror.pipeline)
-                    partitions = await self._intake.reader.partitions(topic)
-                    await check_partitions(self._redis, mirror.pipeline.name, topic, partitions)
-                    continue
-                for difference in await mirror.watch.differences():
-                    log.error(difference, pipeline=mirror.pipeline.name, remedy="livevec verify --repair")
-                    await mirror.writer.mark_for_reconcile(difference)
+                    await self._watch_topic(parts, mirror)
+                else:
+                    await mirror.watch.check(lambda reason, mirror=mirror: _mark(mirror, reason))  # type: ignore[misc]
             except StopPipeline as error:
                 mirror.dispatcher.fail(error)
 
-    async def _every(self, interval_s: float, work: Any, at_once: bool = False) -> None:
-        """Do something again and again; a part that is away only postpones it."""
-        pause_s = 0.0 if at_once else interval_s
-        while True:
-            await asyncio.sleep(pause_s)
-            pause_s = interval_s
-            self.health.alive_at_s = time.monotonic()
-            try:
-                await work()
-            except RetryLater as error:
-                self.health.down("housekeeping", error)
-            else:
-                self.health.up("housekeeping")
+    async def _watch_topic(self, parts: Parts, mirror: Mirror) -> None:
+        assert self._partitions is not None
+        topic = self._config.topic(mirror.pipeline)
+        count = await self._partitions.reader.partitions(topic)
+        await check_partitions(parts.redis, mirror.pipeline.name, topic, count)
 
     @contextlib.asynccontextmanager
-    async def _background(self, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Run these meanwhile; one that fails ends the process."""
+    async def _background(
+        self, chores: "tuple[tuple[str, float, bool, Callable[[], Awaitable[None]]], ...]"
+    ) -> AsyncIterator[None]:
+        """Do these (name, interval, at once, work) again and again meanwhile; one that fails ends the process."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._ended(error)
+                self.failed(error)
 
-        tasks = [asyncio.ensure_future(one) for one in work]
+        coroutines: list[Coroutine[Any, Any, None]] = [self._every(*chore) for chore in chores]
+        tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
         for task in tasks:
             task.add_done_callback(ended)
         try:
@@ -261,3 +289,35 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _every(
+        self, name: str, interval_s: float, at_once: bool, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Do a chore again and again; where it fails for now, or only a person can mend it, it goes on, and shows."""
+        pause_s = 0.0 if at_once else interval_s
+        failing = False
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = interval_s
+            self.health.alive_at_s = time.monotonic()
+            try:
+                await work()
+            except (RetryLater, StopPipeline) as error:
+                failing = True
+                self.health.down(name, error)
+            else:
+                if failing:
+                    failing = False
+                    self.health.up(name)
+
+
+async def _mark(mirror: Mirror, reason: str) -> None:
+    log.error(reason, pipeline=mirror.pipeline.name, remedy="livevec verify --repair")
+    await mirror.writer.mark_for_reconcile(reason)
+
+
+def _awaiting(close: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+    async def call() -> None:
+        await close()
+
+    return call

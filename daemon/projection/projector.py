@@ -1,20 +1,23 @@
 """The one place that orders effects: plan -> embed -> upsert -> acknowledge. Nothing else touches a row.
 
-Used by the service for live changes and by workflow activities for rows read from the source.
+Used by the daemon for live changes, and by workflow activities and checks for rows that are read from the source.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from daemon.core.batching import Finished, Waiting
-from daemon.core.change import Change, Operation, Outcome, Row
+from daemon.core import plan
+from daemon.core.batching import Finished
+from daemon.core.change import Change, Outcome, Row
 from daemon.core.document import Document, DocumentBuilder
-from daemon.core.queue import Item, tokens_estimate
-from daemon.core.version import SnapshotVersion, Version, replaces
+from daemon.core.plan import Step
+from daemon.core.queue import tokens_estimate
+from daemon.core.version import SnapshotVersion, Version
+from daemon.core.work import Refusal, Work
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import FailureClass, RejectRow, RetryLater
 from daemon.index.donor import VectorDonor
@@ -25,22 +28,35 @@ from daemon.telemetry.metrics import PipelineMetrics, Sample
 SourceRow = tuple[str, Version, Row | None]
 """Document id, the row and the snapshot that it was read at (None: there was none); or an event and its place."""
 
-INVISIBLE_PAUSE_S = 0.02
-"""How long to wait before a row is read again whose change was not visible yet."""
+Reread = tuple[SnapshotVersion, Row | None] | RejectRow
+"""A row as it is now, with its snapshot (None: there is none), or why it cannot be read."""
 
 
-@dataclass(slots=True, eq=False)
-class Work:
-    """One write on its way. `document` None: the row is gone. `rewrite`: write it whole, whatever is stored.
-    `reused`: its vectors are another index version's."""
+class RowSource(Protocol):
+    """Reads rows of the pipeline's table as they are now."""
 
-    item: Item
-    version: Version
-    document: Document | None
-    chunks: Sequence[str] = ()
-    unchanged: bool = False
-    rewrite: bool = False
-    reused: bool = False
+    part: str
+    """The source's name in the health."""
+
+    async def reread_each(self, keys: Sequence[tuple[str, ...]]) -> list[Reread]:
+        """Return the row of each key; one that cannot be read does not hold up its neighbours."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """Where a refused row goes."""
+
+    async def put(self, refusal: Refusal, error: RejectRow) -> None:
+        """Return once it is there for good."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """What became of rows that were read from the source, by outcome, and what embedding them took."""
+
+    outcomes: Counter[Outcome]
+    finished: Finished
 
 
 @dataclass(slots=True)
@@ -62,36 +78,6 @@ class Clock:
             total_s=now_s - self.started_s,
             latency_s=max(0.0, now_s - self.oldest_s),
         )
-
-
-class RowSource(Protocol):
-    """Reads rows of the pipeline's table as they are now."""
-
-    async def reread(self, keys: Sequence[tuple[str, ...]]) -> list[tuple[SnapshotVersion, Row | None]]:
-        """The row of each key, with the snapshot it was read at; None where there is none."""
-        ...
-
-
-class DeadLetters(Protocol):
-    """Where a refused row goes; returns once it is there for good."""
-
-    async def put(self, item: Item, error: RejectRow) -> None: ...
-
-
-@dataclass(slots=True)
-class Processed:
-    """What became of a batch: how long it took, and the items whose rows cannot be read yet."""
-
-    finished: Finished
-    later: list[Item]
-
-
-@dataclass(frozen=True, slots=True)
-class Projected:
-    """What became of rows that were read from the source, by outcome, and what embedding them took."""
-
-    outcomes: Counter[Outcome]
-    finished: Finished
 
 
 class Projector:
@@ -134,34 +120,69 @@ class Projector:
         self._marker_ttl_s = marker_ttl_s
         self._donor = donor
 
-    async def process(
-        self, items: Sequence[Item], on_embedded: Callable[[], None] = lambda: None
-    ) -> Processed:
-        """Bring every item's document up to date and settle its receipts.
+    def is_hint(self, change: Change, now_s: float) -> bool:
+        """Return whether the change's row must be read from the source; see `plan.is_hint`."""
+        return plan.is_hint(change, now_s, self._marker_ttl_s, self._rows is not None)
 
-        `on_embedded` is called once the embedder has done its part of the batch.
+    async def process(
+        self, works: Sequence[Work], on_embedded: Callable[[], None] = lambda: None
+    ) -> Finished:
+        """Bring every work's document up to date with its row.
 
         Parts that are away are waited for; what can never pass is dead-lettered; a write that lost a race is
-        planned again. When this returns, each item is settled or among `later`.
+        planned again. When this returns, each work is done.
+
+        Args:
+            on_embedded: called once the embedder has done its part of the batch.
 
         Raises:
             StopPipeline: the source's table does not fit any more.
             StopProcess: a part is set up wrongly.
         """
         clock = Clock(started_s=time.time())
-        work: list[Work] = []
-        hints: list[Item] = []
-        for item in items:
-            if item.change.operation is Operation.TRUNCATE:
-                await self._truncate(item)
-            elif self._is_hint(item, clock.started_s):
-                hints.append(item)
+        planned = [work for work in works if await self._render(work)]
+        while planned:
+            planned = await self._apply(planned, clock, on_embedded)
+        return clock.finished(time.time())
+
+    async def reread(
+        self, hints: Sequence[Work], on_embedded: Callable[[], None] = lambda: None
+    ) -> tuple[Finished, list[Work]]:
+        """Read the rows of hints and process them; also return those whose change is not visible to a reader yet.
+
+        Raises:
+            StopPipeline, StopProcess: see `process`.
+        """
+        source = self._rows
+        assert source is not None, "only a source that can be asked gives hints"
+        changes = [hint.change for hint in hints if hint.change is not None]
+        results = await self._patience.call(source.part, source.reread_each, [c.key for c in changes])
+        ready: list[Work] = []
+        invisible: list[Work] = []
+        for work, change, result in zip(hints, changes, results, strict=True):
+            if isinstance(result, RejectRow):
+                await self._reject(work, result)
+                continue
+            snapshot, row = result
+            if plan.is_visible(change, snapshot):
+                work.version, work.row = snapshot, row
+                ready.append(work)
             else:
-                work += await self._plan(item, item.change.version, item.change.row)
-        later = await self._reread(hints, work) if hints else []
-        while work:
-            work = await self._apply(work, clock, on_embedded)
-        return Processed(clock.finished(time.time()), later)
+                invisible.append(work)
+        return await self.process(ready, on_embedded), invisible
+
+    async def truncate(self, work: Work, on_progress: Callable[[int], None] = lambda _: None) -> None:
+        """Put a floor into every bucket, then sweep what it beats; the work is done after the sweep.
+
+        A floor is a version like any other, so changes from before and after the TRUNCATE may be written meanwhile.
+        """
+        version = work.version
+        if version is None:
+            await self._patience.call("redis", self._writer.mark_for_reconcile, "truncate_without_position")
+        else:
+            await self._patience.call("redis", self._writer.raise_floors, version)
+            await self._patience.call("redis", self._writer.sweep, version, on_progress)
+        self._settle(work, Outcome.TRUNCATED)
 
     async def project(
         self,
@@ -179,89 +200,64 @@ class Projector:
         Raises:
             StopProcess: a part is set up wrongly.
         """
-        clock = Clock(started_s=time.time())
-        work: list[Work] = []
-        items: list[Item] = []
-        for identifier, version, row in rows:
-            tokens = 0 if row is None else tokens_estimate(self._builder.text_size(row))
-            waiting = Waiting(clock.started_s, clock.started_s, tokens)
-            change = Change(
-                Operation.REREAD, (), row, None, version.era, None, clock.started_s, clock.started_s
+        outcomes: Counter[Outcome] = Counter()
+
+        def count(outcome: Outcome) -> None:
+            outcomes[outcome] += 1
+
+        read_at_s = time.time()
+        works = [
+            Work(
+                id=identifier,
+                version=version,
+                row=row,
+                done=count,
+                tokens=0 if row is None else tokens_estimate(self._builder.text_size(row)),
+                read_at_s=read_at_s,
+                rewrite=identifier in rewrite,
             )
-            item = Item(identifier, change, [], None, waiting, 0)
-            items.append(item)
-            for one in await self._plan(item, version, row):
-                one.rewrite = identifier in rewrite
-                work.append(one)
-        while work:
-            work = await self._apply(work, clock, on_embedded)
-        outcomes = Counter(item.outcome for item in items if item.outcome is not None)
-        return Projected(outcomes, clock.finished(time.time()))
+            for identifier, version, row in rows
+        ]
+        finished = await self.process(works, on_embedded)
+        return Projected(outcomes, finished)
 
-    def _is_hint(self, item: Item, now_s: float) -> bool:
-        """Whether the row must be read from the source instead of taken from the change.
+    async def refuse(self, refusal: Refusal, error: RejectRow) -> None:
+        """Write a dead letter, and count it."""
+        await self._patience.call("dead_letters", self._dead_letters.put, refusal, error)
+        self._metrics.all.dead_letters.labels(self._metrics.name, error.reason).inc()
+        self._metrics.outcomes[Outcome.DEAD_LETTERED].inc()
 
-        A write older than half a marker's life is one: what would refuse it may have expired.
-        """
-        change = item.change
-        if change.operation is Operation.REREAD:
+    # ---- plan
+
+    async def _render(self, work: Work) -> bool:
+        """Make the document and its chunks; return whether there is anything to write."""
+        if work.row is None:
             return True
-        old = now_s - change.committed_at_s > self._marker_ttl_s / 2
-        return old and change.operation is Operation.UPSERT and self._rows is not None
-
-    async def _plan(self, item: Item, version: Version | None, row: Row | None) -> list[Work]:
-        assert version is not None
-        if row is None:
-            return [Work(item, version, None)]
         try:
-            document = self._builder.build(row)
+            work.document = self._builder.build(work.row)
         except RejectRow as error:
-            await self.reject(item, error)
-            return []
-        chunks = self._chunk(document.text) if document.text.strip() else ()
-        return [Work(item, version, document, chunks)]
-
-    async def _reread(self, hints: Sequence[Item], work: list[Work]) -> list[Item]:
-        """Read the rows of hints and add what is to be written; answers those whose change is not visible yet."""
-        rows = self._rows
-        assert rows is not None, "only a source that can be asked gives hints"
-        found = await self._patience.call("source", lambda: rows.reread([h.change.key for h in hints]))
-        later = []
-        for item, (version, row) in zip(hints, found, strict=True):
-            change = item.change
-            if (
-                change.wait_xid is not None
-                and change.era == version.era
-                and not version.sees(change.wait_xid)
-            ):
-                later.append(item)
-            else:
-                work += await self._plan(item, version, row)
-        return later
+            await self._reject(work, error)
+            return False
+        text = work.document.text
+        work.chunks = self._chunk(text) if text.strip() else ()
+        return True
 
     async def _apply(
-        self, work: Sequence[Work], clock: Clock, on_embedded: Callable[[], None] = lambda: None
+        self, works: Sequence[Work], clock: Clock, on_embedded: Callable[[], None]
     ) -> list[Work]:
-        """Plan, embed and write; answers what must be planned again."""
-        stored = await self._patience.call(
-            "redis", lambda: self._writer.lookup([one.item.id for one in work])
-        )
+        """Plan, embed and write; return what must be planned again."""
+        stored = await self._patience.call("redis", self._writer.lookup, [work.id for work in works])
         ready: list[tuple[Work, Write]] = []
         to_embed: list[Work] = []
-        for one, before in zip(work, stored, strict=True):
-            document = one.document
-            if before is not None and not replaces(one.version, before.version):
-                self._settle(one.item, Outcome.SUPERSEDED)
-            elif document is None:
-                marker_ttl_ms = int(self._marker_ttl_s * 1000)
-                ready.append((one, Delete(one.item.id, one.version, marker_ttl_ms)))
-            elif before is not None and before.content_hash == document.content_hash and not one.rewrite:
-                one.unchanged = before.metadata_hash == document.metadata_hash
-                ready.append((one, touch(one, document)))
-            elif not one.chunks:
-                ready.append((one, put(one, document, ())))
+        for work, before in zip(works, stored, strict=True):
+            step = plan.next_step(work, before)
+            if step is Step.NOTHING:
+                self._settle(work, Outcome.SUPERSEDED)
+            elif step is Step.EMBED:
+                to_embed.append(work)
             else:
-                to_embed.append(one)
+                work.unchanged = before is not None and before.metadata_hash == _metadata_hash(work)
+                ready.append((work, self._write_of(work, step)))
         if self._donor is not None:
             to_embed = await self._reuse(self._donor, to_embed, ready)
         if not to_embed:
@@ -270,150 +266,149 @@ class Projector:
         # What needs no embedding is written while the rest is embedded.
         embedding = asyncio.ensure_future(self._embed(to_embed, clock))
         try:
-            again = await self._write(ready, clock) if ready else []
+            conflicts = await self._write(ready, clock) if ready else []
             embedded = await embedding
             on_embedded()
         finally:
             embedding.cancel()
-        return again + await self._write(embedded, clock)
+        return conflicts + await self._write(embedded, clock)
+
+    def _write_of(self, work: Work, step: Step) -> Write:
+        assert work.version is not None
+        if step is Step.DELETE:
+            return Delete(work.id, work.version, int(self._marker_ttl_s * 1000))
+        document = work.document
+        assert document is not None
+        if step is Step.TOUCH:
+            return Touch(
+                id=work.id,
+                version=work.version,
+                content_hash=document.content_hash,
+                metadata_hash=document.metadata_hash,
+                metadata=document.metadata,
+                absent=document.absent,
+            )
+        return _put(work, document, ())
+
+    # ---- embed
 
     async def _reuse(
-        self, donor: VectorDonor, work: Sequence[Work], ready: list[tuple[Work, Write]]
+        self, donor: VectorDonor, works: Sequence[Work], ready: list[tuple[Work, Write]]
     ) -> list[Work]:
-        """Add to `ready` what needs no embedding, since the donor has it; answers the rest."""
+        """Add to `ready` what needs no embedding, since the donor has it; return the others."""
         # A document that is written whole because it is damaged may have its damage from there.
-        asked = {
-            one.item.id: one.document.content_hash
-            for one in work
-            if not one.rewrite and one.document is not None
+        hashes = {
+            work.id: work.document.content_hash
+            for work in works
+            if not work.rewrite and work.document is not None
         }
-        found = await self._patience.call("redis", lambda: donor.vectors(list(asked.items())))
-        vectors = dict(zip(asked, found, strict=True))
-        rest = []
-        for one in work:
-            given = vectors.get(one.item.id, ())
-            if one.document is not None and given and len(given) == len(one.chunks):
-                one.reused = True
-                ready.append((one, put(one, one.document, tuple(zip(one.chunks, given, strict=True)))))
+        donated = await self._patience.call("redis", donor.vectors, list(hashes.items()))
+        vectors = dict(zip(hashes, donated, strict=True))
+        without: list[Work] = []
+        for work in works:
+            given = vectors.get(work.id, ())
+            if work.document is not None and given and len(given) == len(work.chunks):
+                work.reused = True
+                ready.append((work, _put(work, work.document, tuple(zip(work.chunks, given, strict=True)))))
             else:
-                rest.append(one)
-        return rest
+                without.append(work)
+        return without
 
-    async def _embed(self, work: Sequence[Work], clock: Clock) -> list[tuple[Work, Write]]:
-        """The finished writes of documents whose text changed; refused ones are dead-lettered."""
-        result = await self._embedding.embed([chunk for one in work for chunk in one.chunks], self._patience)
+    async def _embed(self, works: Sequence[Work], clock: Clock) -> list[tuple[Work, Write]]:
+        """Return the finished writes of documents whose text changed; refused ones are dead-lettered."""
+        texts = [chunk for work in works for chunk in work.chunks]
+        result = await self._embedding.embed(texts, self._patience)
         clock.embedded_s = time.time()
         clock.embed_s += result.embed_s
         clock.texts += result.texts
-        clock.tokens += sum(one.item.waiting.tokens for one in work)
+        clock.tokens += sum(work.tokens for work in works)
         ready: list[tuple[Work, Write]] = []
         at = 0
-        for one in work:
-            vectors = result.vectors[at : at + len(one.chunks)]
-            at += len(one.chunks)
+        for work in works:
+            vectors = result.vectors[at : at + len(work.chunks)]
+            at += len(work.chunks)
             refused = next((vector for vector in vectors if isinstance(vector, RejectRow)), None)
             if refused is not None:
-                await self.reject(one.item, refused)
+                await self._reject(work, refused)
                 continue
-            assert one.document is not None
+            assert work.document is not None
             pairs = tuple(
-                (text, v) for text, v in zip(one.chunks, vectors, strict=True) if isinstance(v, bytes)
+                (text, vector)
+                for text, vector in zip(work.chunks, vectors, strict=True)
+                if isinstance(vector, bytes)
             )
-            ready.append((one, put(one, one.document, pairs)))
+            ready.append((work, _put(work, work.document, pairs)))
         return ready
 
-    async def _write(self, ready: Sequence[tuple[Work, Write]], clock: Clock) -> list[Work]:
-        """Write until Redis has answered for each; settles what is done, answers what lost a race.
+    # ---- upsert and acknowledge
 
-        In parts that Redis takes in one go: the first are searchable, and told so, before the last are sent.
+    async def _write(self, ready: Sequence[tuple[Work, Write]], clock: Clock) -> list[Work]:
+        """Write until Redis has answered for each; settle what is done, return what lost a race.
+
+        In parts that Redis takes in one go: the first are searchable, and acknowledged, before the last are sent.
         """
         conflicts: list[Work] = []
-        rest = ready
-        while rest:
-            ready, rest = rest[: self._writer.commands_max], rest[self._writer.commands_max :]
-            writes = [write for _, write in ready]
-            results = await self._patience.call("redis", lambda writes=writes: self._writer.write(writes))  # type: ignore[misc]
+        waiting = ready
+        while waiting:
+            part, waiting = waiting[: self._writer.commands_max], waiting[self._writer.commands_max :]
+            results = await self._patience.call("redis", self._writer.write, [write for _, write in part])
             now_s = time.time()
-            again: list[tuple[Work, Write]] = []
-            waiting: RetryLater | None = None
-            for (one, write), result in zip(ready, results, strict=True):
+            postponed: list[tuple[Work, Write]] = []
+            away: RetryLater | None = None
+            for (work, write), result in zip(part, results, strict=True):
                 if isinstance(result, RetryLater):
-                    waiting = result
-                    again.append((one, write))
+                    away = result
+                    postponed.append((work, write))
                 elif isinstance(result, RejectRow):
-                    await self.reject(one.item, result)
+                    await self._reject(work, result)
                 elif isinstance(result, FailureClass):
                     raise result
                 elif result is Result.CONFLICT:
                     # Another text is stored by now, or a chunk is gone, which a look-up does not show.
-                    one.rewrite = True
-                    conflicts.append(one)
+                    work.rewrite = True
+                    conflicts.append(work)
                 else:
-                    self._written(one, write, result, clock, now_s)
-            if waiting is not None:
-                await self._patience.call("redis", _failing_once(waiting))
-                rest = [*again, *rest]
+                    self._written(work, write, result, clock, now_s)
+            if away is not None:
+                await self._patience.wait_out("redis", away)
+                waiting = [*postponed, *waiting]
         return conflicts
 
-    def _written(self, one: Work, write: Write, result: Result, clock: Clock, now_s: float) -> None:
-        change = one.item.change
-        live = change.operation is not Operation.REREAD or change.wait_xid is not None
-        if live:
+    def _written(self, work: Work, write: Write, result: Result, clock: Clock, now_s: float) -> None:
+        change = work.change
+        if change is not None and work.is_live:
             clock.oldest_s = min(clock.oldest_s, change.committed_at_s)
         if result is Result.SUPERSEDED:
-            outcome = Outcome.SUPERSEDED
-        elif isinstance(write, Delete):
-            outcome = Outcome.DELETED
-        elif isinstance(write, Touch):
-            outcome = Outcome.UNCHANGED if one.unchanged else Outcome.METADATA
-        else:
-            outcome = Outcome.REUSED if one.reused else Outcome.EMBEDDED
-            if live and write.chunks:
-                self._metrics.embedded(sample(one.item, clock, now_s))
-        self._settle(one.item, outcome)
+            self._settle(work, Outcome.SUPERSEDED)
+            return
+        step = _STEPS[type(write)]
+        outcome = plan.outcome(work, step)
+        if outcome is Outcome.EMBEDDED and work.chunks and change is not None and work.is_live:
+            self._metrics.embedded(_sample(work, change, clock, now_s))
+        self._settle(work, outcome)
 
-    async def _truncate(self, item: Item) -> None:
-        """A floor in every bucket, then the sweep; acknowledged after it."""
-        version = item.change.version
-        if version is None:
-            await self._patience.call(
-                "redis", lambda: self._writer.mark_for_reconcile("truncate_without_position")
-            )
-        else:
-            await self._patience.call("redis", lambda: self._writer.raise_floors(version))
-            await self._patience.call("redis", lambda: self._writer.sweep(version))
-        self._settle(item, Outcome.TRUNCATED)
+    async def _reject(self, work: Work, error: RejectRow) -> None:
+        """Dead-letter a work; it is done."""
+        await self.refuse(work.refusal(), error)
+        work.done(Outcome.DEAD_LETTERED)
 
-    async def reject(self, item: Item, error: RejectRow) -> None:
-        """Dead-letter an item and settle it."""
-        await self._patience.call("dead_letters", lambda: self._dead_letters.put(item, error))
-        self._metrics.all.dead_letters.labels(self._metrics.name, error.reason).inc()
-        self._settle(item, Outcome.DEAD_LETTERED)
-
-    def _settle(self, item: Item, outcome: Outcome) -> None:
+    def _settle(self, work: Work, outcome: Outcome) -> None:
         self._metrics.outcomes[outcome].inc()
-        if len(item.receipts) > 1:
-            self._metrics.outcomes[Outcome.COLLAPSED].inc(len(item.receipts) - 1)
-        item.outcome = outcome
-        for receipt in item.receipts:
-            receipt.settle()
+        work.done(outcome)
 
 
-def _failing_once(error: RetryLater) -> Callable[[], Awaitable[None]]:
-    """A call that fails with `error` the first time: makes Patience wait and show it."""
-    failures = [error]
-
-    async def call() -> None:
-        if failures:
-            raise failures.pop()
-
-    return call
+_STEPS = {Delete: Step.DELETE, Touch: Step.TOUCH, Put: Step.EMBED}
 
 
-def put(one: Work, document: Document, chunks: tuple[tuple[str, bytes], ...]) -> Put:
+def _metadata_hash(work: Work) -> str | None:
+    return None if work.document is None else work.document.metadata_hash
+
+
+def _put(work: Work, document: Document, chunks: tuple[tuple[str, bytes], ...]) -> Put:
+    assert work.version is not None
     return Put(
-        id=one.item.id,
-        version=one.version,
+        id=work.id,
+        version=work.version,
         content_hash=document.content_hash,
         metadata_hash=document.metadata_hash,
         metadata=document.metadata,
@@ -421,26 +416,14 @@ def put(one: Work, document: Document, chunks: tuple[tuple[str, bytes], ...]) ->
     )
 
 
-def touch(one: Work, document: Document) -> Touch:
-    return Touch(
-        id=one.item.id,
-        version=one.version,
-        content_hash=document.content_hash,
-        metadata_hash=document.metadata_hash,
-        metadata=document.metadata,
-        absent=document.absent,
-    )
-
-
-def sample(item: Item, clock: Clock, now_s: float) -> Sample:
-    change = item.change
+def _sample(work: Work, change: Change, clock: Clock, now_s: float) -> Sample:
     return Sample(
-        id=item.id,
+        id=work.id,
         committed_at=change.committed_at_s,
         total=now_s - change.committed_at_s,
         capture=max(0.0, change.appended_at_s - change.committed_at_s),
-        transit=max(0.0, item.received_at_s - change.appended_at_s),
-        queue=max(0.0, clock.started_s - item.received_at_s),
+        transit=max(0.0, work.received_at_s - change.appended_at_s),
+        queue=max(0.0, clock.started_s - work.received_at_s),
         embed=max(0.0, clock.embedded_s - clock.started_s),
         upsert=max(0.0, now_s - clock.embedded_s),
     )

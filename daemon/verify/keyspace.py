@@ -70,7 +70,7 @@ class Keyspace:
         """Give all keys, from the first to the last; Redis is waited for as long as `patience` says."""
         position = await patience.call("redis", self.beginning)
         while not position.done:
-            step = await patience.call("redis", lambda at=position: self.step(at, KEYS_PER_STEP))  # type: ignore[misc]
+            step = await patience.call("redis", self.step, position, KEYS_PER_STEP)
             position = step.position
             yield step
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, Field
 
-from daemon.core.batching import Waiting
-from daemon.core.change import Change, Operation, Outcome
-from daemon.core.queue import Item
+from daemon.core.change import Operation, Outcome
 from daemon.core.version import SnapshotVersion, sweeps
+from daemon.core.work import Refusal
 from daemon.errors import FailureClass, RejectRow, StopPipeline
 from daemon.index.durability import Durability
 from daemon.index.layout import document_id
@@ -112,15 +111,15 @@ async def refill(
     def waiting(running: list[BlockingTransaction]) -> None:
         on_wait(f"for {running[0]}" if running else "for a transaction to end")
 
-    snapshot = await call("source", lambda: reader.barrier(waiting, _BARRIER_POLL_S))
-    total = await call("source", lambda: reader.count_estimate(table))
+    snapshot = await call(reader.part, reader.barrier, waiting, _BARRIER_POLL_S)
+    total = await call(reader.part, reader.count_estimate, table)
     copier = Copier(projection, projection.lane, durability, KeyRange(), Copied())
     copier.on_copied = lambda copied: on_progress("backfill", copied.rows, max(total, copied.rows))
     copied = await copier.run(Interruption())
     if copied.unreadable:
         raise StopPipeline(
-            f"{copied.unreadable} rows of {table.name} could not be read, so orphans were left; correct the rows (`livevec "
-            f"backfill {projection.pipeline.name}` names them in its dead letters) and repair again"
+            f"{copied.unreadable} rows of {table.name} could not be read, so orphans were left; correct the rows "
+            f"(`livevec backfill {projection.pipeline.name}` names them in its dead letters) and repair again"
         )
     swept = await close(
         projection,
@@ -319,16 +318,15 @@ class Copier:
     async def _chunk(self, after: Key | None, limit: int, columns: Sequence[str]) -> SnapshotRows:
         order, projection = self._order, self._projection
         return await projection.patience.call(
-            "source",
-            lambda: projection.reader.chunk(
-                projection.table,
-                after,
-                limit,
-                columns,
-                order.where if columns else None,
-                order.until,
-                inclusive=self._inclusive,
-            ),
+            projection.reader.part,
+            projection.reader.chunk,
+            projection.table,
+            after,
+            limit,
+            columns,
+            order.where if columns else None,
+            order.until,
+            inclusive=self._inclusive,
         )
 
     async def _past_unreadable(self, after: Key | None, refused: RejectRow) -> _Read:
@@ -343,17 +341,15 @@ class Copier:
         except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
             if refusal_of_read(error) is None:
                 raise
-            await self._reject("", (), refused)
+            await self._reject("", refused)
             return _Read((), after, ended=True, unreadable=1, skipped=True)
         if not read.rows:
             return _Read((), after, ended=True)
         self._inclusive = False
         key = self._projection.table.key_of(read.rows[0])
-        await self._reject(document_id(key), key, refused)
+        await self._reject(document_id(key), refused)
         return _Read((), key, ended=False, unreadable=1)
 
-    async def _reject(self, identifier: str, key: Key, refused: RejectRow) -> None:
-        now_s = time.time()
-        change = Change(Operation.REREAD, key, None, None, self._projection.source.era, None, now_s, now_s)
-        item = Item(identifier, change, [], None, Waiting(now_s, now_s, 0), 0)
-        await self._projection.projector.reject(item, refused)
+    async def _reject(self, identifier: str, refused: RejectRow) -> None:
+        refusal = Refusal(identifier, Operation.REREAD, None, time.time())
+        await self._projection.projector.refuse(refusal, refused)

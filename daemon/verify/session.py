@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from daemon.core.queue import Item
+from daemon.core.work import Refusal
 from daemon.errors import RejectRow
 from daemon.index.durability import Durability
 from daemon.patience import Patience
@@ -18,7 +18,6 @@ from daemon.verify.differences import Difference, Differences, Findings, Tally, 
 from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
 from daemon.verify.pace import Interruption
 from daemon.verify.refill import Copied, refill
-from daemon.verify.same_source import check_same_source
 from daemon.verify.sides import OnProgress, sides_of
 
 PATIENCE_S = 30.0
@@ -28,7 +27,7 @@ PATIENCE_S = 30.0
 class NoRecords:
     """The dead letters of a repair: a row that was read from the table is still there, and waits in it."""
 
-    async def put(self, item: Item, error: RejectRow) -> None:
+    async def put(self, refusal: Refusal, error: RejectRow) -> None:
         """Keep nothing."""
 
 
@@ -164,5 +163,4 @@ async def opened(
         version=version,
         share=share,
     ) as projection:
-        await check_same_source(projection.client, projection.reader, projection.source)
         yield Session(projection, share, vectors=vectors)

@@ -1,7 +1,8 @@
 """The two sides of a check: one pipeline's table, and one version of its index."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from daemon.core.change import Row
 from daemon.core.document import DocumentBuilder
@@ -15,6 +16,8 @@ from daemon.projection.projector import SourceRow
 from daemon.source.postgres.reader import PostgresReader, TableSchema
 from daemon.verify.stored import StoredDocuments
 
+P = ParamSpec("P")
+T = TypeVar("T")
 ROWS_PER_CHUNK = 500
 Key = tuple[str, ...]
 
@@ -49,10 +52,14 @@ class Sides:
     def vector_bytes(self) -> int:
         return (4 if self.vector_type == "FLOAT32" else 2) * self.dimension
 
+    async def call_source(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what the source answers; it is waited for."""
+        return await self.patience.call(self.reader.part, work, *args, **kwargs)
+
 
 def sides_of(projection: Projection, *, vectors: bool) -> Sides:
     """Return what a check needs of a projection; `vectors`: also recompute embeddings."""
-    texts_max = projection.config.embedding.batch_texts_max
+    texts_max, part = projection.config.embedding.batch_texts_max, f"embedder {projection.version.model}"
     return Sides(
         pipeline=projection.pipeline.name,
         client=projection.client,
@@ -62,7 +69,7 @@ def sides_of(projection: Projection, *, vectors: bool) -> Sides:
         builder=projection.builder,
         chunk=projection.chunk,
         stored=StoredDocuments(projection.client, projection.writer),
-        embedding=EmbeddingBatches(projection.embedder, texts_max, "FLOAT32") if vectors else None,
+        embedding=EmbeddingBatches(projection.embedder, texts_max, "FLOAT32", part) if vectors else None,
         patience=projection.patience,
         vector_type=projection.pipeline.index.type,
         dimension=projection.space.dimension,
@@ -80,11 +87,8 @@ class RowBatch:
 async def batches(sides: Sides, after: Key | None, until: Key | None) -> AsyncIterator[RowBatch]:
     """Give the rows of a key range in the order of the primary key; each batch is a snapshot of its own."""
     while True:
-        read = await sides.patience.call(
-            "source",
-            lambda after=after: sides.reader.chunk(  # type: ignore[misc]
-                sides.table, after, ROWS_PER_CHUNK, sides.builder.columns, until=until
-            ),
+        read = await sides.call_source(
+            sides.reader.chunk, sides.table, after, ROWS_PER_CHUNK, sides.builder.columns, until=until
         )
         rows = {document_id(sides.rows.key(row)): row for row in read.rows}
         after = sides.rows.key(read.rows[-1]) if len(read.rows) == ROWS_PER_CHUNK else None
@@ -110,22 +114,20 @@ async def reread(sides: Sides, ids: Sequence[str], rows: TableRows | None = None
     fitting = {one: key for one, key in keys.items() if len(key) == columns}
     found: list[SourceRow] = []
     if len(fitting) < len(keys):
-        version = await sides.patience.call("source", sides.reader.snapshot)
+        version = await sides.call_source(sides.reader.snapshot)
         found += [(one, version, None) for one in keys.keys() - fitting.keys()]
     if not fitting:
         return found
     try:
-        read = await sides.patience.call("source", lambda: reader.reread(list(fitting.values())))
+        read = await sides.call_source(reader.reread, list(fitting.values()))
     except StopPipeline:
         rest = list(fitting)
         if len(rest) > 1:
             half = len(rest) // 2
             return found + await reread(sides, rest[:half], rows) + await reread(sides, rest[half:], rows)
         # The key or the table? A table that has changed under us cannot be read from its beginning either.
-        await sides.patience.call(
-            "source", lambda: sides.reader.chunk(sides.table, None, 1, sides.builder.columns)
-        )
-        version = await sides.patience.call("source", sides.reader.snapshot)
+        await sides.call_source(sides.reader.chunk, sides.table, None, 1, sides.builder.columns)
+        version = await sides.call_source(sides.reader.snapshot)
         return [*found, (rest[0], version, None)]
     return found + [(one, version, row) for one, (version, row) in zip(fitting, read, strict=True)]
 

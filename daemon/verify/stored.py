@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from daemon.core.plan import Stored
 from daemon.errors import StopProcess
 from daemon.index.connection import Client, translated
-from daemon.index.writer import IndexWriter, Stored
+from daemon.index.writer import IndexWriter
 from daemon.verify.keyspace import Keyspace
 
 _SEARCHED_MAX = 500

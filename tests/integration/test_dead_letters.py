@@ -8,10 +8,9 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from daemon.core.batching import Waiting
-from daemon.core.change import Change, Operation
-from daemon.core.queue import Item
+from daemon.core.change import Operation
 from daemon.core.version import LogVersion
+from daemon.core.work import Refusal
 from daemon.errors import LivevecError, RejectRow
 from daemon.settings import KafkaSettings
 from daemon.source.kafka.dead_letter_reader import read_committed, read_letters, read_records
@@ -35,9 +34,11 @@ class Letters:
             created.result()
         self._producer = DeadLetterProducer(self.settings)
 
-    async def put(self, item: Item, *, keep_bytes: bool = False, key_columns: tuple[str, ...] = ()) -> None:
+    async def put(
+        self, refusal: Refusal, *, keep_bytes: bool = False, key_columns: tuple[str, ...] = ()
+    ) -> None:
         topic = DeadLetterTopic(self._producer, self.topic, "p", keep_bytes, key_columns)
-        await topic.put(item, REFUSED)
+        await topic.put(refusal, REFUSED)
 
     def forget_before(self, offset: int) -> None:
         """As retention does."""
@@ -59,17 +60,15 @@ def letters(stack: Stack) -> Iterator[Letters]:
         letters.close()
 
 
-def live(identifier: str) -> Item:
-    """An item of the log's."""
+def live(identifier: str) -> Refusal:
+    """A change of the log that was refused."""
     record = Record("shop.t", 3, 7, b'{"id":1}', b"a row's text", (), 50.0, 51.0)
-    change = Change(Operation.UPSERT, (identifier,), None, VERSION, 0, 30, 49.0, 50.0)
-    return Item(identifier, change, [], record, Waiting(0.0, 0.0, 0), 0)
+    return Refusal(identifier, Operation.UPSERT, VERSION, 49.0, record)
 
 
-def from_table(identifier: str) -> Item:
-    """An item of a backfill's, which has no record."""
-    change = Change(Operation.REREAD, (), None, None, 0, None, 49.0, 50.0)
-    return Item(identifier, change, [], None, Waiting(0.0, 0.0, 0), 0)
+def from_table(identifier: str) -> Refusal:
+    """A row that a backfill read; it has no record."""
+    return Refusal(identifier, Operation.REREAD, None, 49.0)
 
 
 async def test_a_dead_letter_is_read_as_it_was_written_without_the_text_of_the_row(letters: Letters) -> None:

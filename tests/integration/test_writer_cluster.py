@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from daemon.core.plan import Stored
 from daemon.core.version import LogVersion
 from daemon.errors import RetryLater
 from daemon.index.connection import Client, connect
 from daemon.index.layout import Layout
 from daemon.index.positions import Positions, Verdict
-from daemon.index.writer import Delete, IndexWriter, Put, Result, Stored, Touch, load_functions
+from daemon.index.writer import Delete, IndexWriter, Put, Result, Touch, load_functions
 from daemon.settings import RedisSettings
 from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 

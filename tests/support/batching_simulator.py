@@ -95,7 +95,7 @@ class Simulation:
 
     def _pump(self, now_s: float) -> None:
         while self._queue and self._running < IN_FLIGHT_MAX:
-            running = [Running(batch.closed_s, batch.tokens) for batch in self._embedding]
+            running = [Running(batch.tokens) for batch in self._embedding]
             decision = self._policy.decide(now_s, self._queue[:500], running)
             if not isinstance(decision, Close):
                 if decision.until_s < math.inf:

@@ -35,15 +35,15 @@ def test_a_lone_change_on_an_idle_daemon_goes_at_once() -> None:
 
 def test_deadline_collects_until_the_embedder_is_done_with_the_batch_before() -> None:
     policy = Deadline(LIMITS, 0.1)
-    assert policy.decide(0.001, waiting(3), [Running(0.0, 600)]) == Wait()
-    assert policy.decide(9.0, waiting(3, arrived_s=9.0), [Running(0.0, 600)]) == Wait()
+    assert policy.decide(0.001, waiting(3), [Running(600)]) == Wait()
+    assert policy.decide(9.0, waiting(3, arrived_s=9.0), [Running(600)]) == Wait()
     assert policy.decide(0.02, waiting(9), []) == Close(9)
 
 
 def test_deadline_keeps_one_batch_ready_and_not_more() -> None:
     policy = Deadline(LIMITS, 0.1)
-    assert policy.decide(0.0, waiting(500), [Running(0.0, 600)]) == policy.decide(0.0, waiting(500), [])
-    assert policy.decide(9.0, waiting(500), [Running(0.0, 600), Running(0.0, 600)]) == Wait()
+    assert policy.decide(0.0, waiting(500), [Running(600)]) == policy.decide(0.0, waiting(500), [])
+    assert policy.decide(9.0, waiting(500), [Running(600), Running(600)]) == Wait()
 
 
 def test_deadline_never_takes_more_than_the_oldest_can_wait_for() -> None:
@@ -208,7 +208,7 @@ def test_every_policy_stays_within_its_bounds(
 ) -> None:
     policies = {"deadline": Deadline(LIMITS, 0.1), "fixed": Fixed(LIMITS, 32), "aimd": Aimd(LIMITS, 64)}
     items = [Waiting(0.0, 0.1, count) for count in tokens]
-    decision = policies[name].decide(age_s, items, [Running(age_s, 100)] * running)
+    decision = policies[name].decide(age_s, items, [Running(100)] * running)
     if isinstance(decision, Close):
         assert 1 <= decision.count <= min(len(items), LIMITS.batch_max)
         assert decision.count == 1 or sum(tokens[: decision.count]) <= LIMITS.batch_tokens_max

@@ -1,6 +1,6 @@
 from daemon.core.batching import Waiting
 from daemon.core.change import Change, Operation
-from daemon.core.progress import PartitionProgress, Receipt
+from daemon.core.progress import PartitionProgress
 from daemon.core.queue import ChangeQueue, Item
 from daemon.core.version import LogVersion
 
@@ -8,7 +8,7 @@ from daemon.core.version import LogVersion
 def item(key: str, lsn: int | None, arrived_s: float = 0.0, operation: Operation = Operation.UPSERT) -> Item:
     version = None if lsn is None else LogVersion(0, lsn, lsn, 1)
     change = Change(operation, (key,), {}, version, 0, 1, 0.0, 0.0)
-    receipt = Receipt(PartitionProgress(), lsn or 0)
+    receipt = PartitionProgress().read(lsn or 0)
     return Item(key, change, [receipt], None, Waiting(arrived_s, arrived_s + 0.1, 5), 100)
 
 
@@ -22,7 +22,7 @@ def test_changes_of_one_key_collapse_into_the_newest_and_keep_the_oldest_deadlin
     first, second = queue.take(5)
     assert first.change.version == LogVersion(0, 30, 30, 1)
     assert first.waiting.arrived_s == 1.0
-    assert [receipt.offset for receipt in first.receipts] == [30, 10, 20] or len(first.receipts) == 3
+    assert [receipt.offset for receipt in first.receipts] == [30, 10, 20]
     assert second.id == "b"
     assert (len(queue), queue.changes, queue.size_bytes) == (0, 0, 0)
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from daemon.core.batching import Waiting
-from daemon.core.progress import PartitionProgress, Receipt
+from daemon.core.progress import PartitionProgress
 from daemon.core.queue import ChangeQueue, Item, size_estimate
 from daemon.index.layout import document_id
 from daemon.source.envelope import EnvelopeDecoder
@@ -57,12 +57,11 @@ def test_a_waiting_change_takes_about_the_memory_that_it_is_counted_with(text: s
             one = record(number, text)
             change = decoder.decode(one)
             assert change is not None
-            progress.read(number, change.committed_at_s)
             queue.put(
                 Item(
                     id=document_id(change.key),
                     change=change,
-                    receipts=[Receipt(progress, number, 1)],
+                    receipts=[progress.read(number)],
                     record=one,
                     waiting=Waiting(one.received_at_s, change.committed_at_s + 0.1, 10),
                     size_bytes=size_estimate(one.size_bytes),

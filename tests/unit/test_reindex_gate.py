@@ -2,8 +2,8 @@
 
 import pytest
 
+from daemon.core.plan import Stored
 from daemon.core.version import LogVersion, SnapshotVersion, Version
-from daemon.index.writer import Stored
 from workflows.reindex.contract import Gate, Quality
 from workflows.reindex.gate import is_behind
 

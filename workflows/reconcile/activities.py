@@ -14,7 +14,6 @@ from daemon.index.durability import Durability
 from daemon.verify.differences import Difference
 from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
 from daemon.verify.pace import Interruption
-from daemon.verify.same_source import check_same_source
 from daemon.verify.sides import sides_of
 from workflows.interruption import heartbeating, interruptible
 from workflows.progress import Beat
@@ -84,12 +83,11 @@ class ReconcileActivities:
         call = self._resources.patience.call
         async with self._resources.projection(subject.pipeline, subject.version, fresh=True) as projection:
             reader, table = projection.reader, projection.table
-            await call("source", lambda: check_same_source(projection.client, reader, projection.source))
             if subject.repair:
                 await call("redis", projection.ensure_index)
             async with heartbeating(lambda: ()):
                 await sides_of(projection, vectors=False).stored.built(lambda _: None)
-            rows = await call("source", lambda: reader.count_estimate(table))
+            rows = await call(reader.part, reader.count_estimate, table)
             parts = min(_RANGES_MAX, rows // subject.rows_per_range)
             return ReconcilePlan(
                 version=projection.version.number,
@@ -153,7 +151,7 @@ class ReconcileActivities:
         resources = self._resources
         async with resources.projection(subject.pipeline, subject.version) as projection:
             durability = await resources.patience.call(
-                "redis", lambda: Durability.begin(projection.client, resources.config.redis)
+                "redis", Durability.begin, projection.client, resources.config.redis
             )
             sides = sides_of(projection, vectors=subject.vectors)
             lane = resources.lane(projection, activity.info().workflow_id or "")

@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from temporalio import activity
 
+from daemon.core.plan import Stored
 from daemon.core.version import LogVersion, replaces
 from daemon.index.layout import Layout, document_id
-from daemon.index.writer import IndexWriter, Stored
+from daemon.index.writer import IndexWriter
 from daemon.projection.build import Projection
 from daemon.verify.comparison import RowComparison
 from daemon.verify.keyspace import Keyspace

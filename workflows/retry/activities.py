@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from temporalio import activity
 
-from daemon.core.queue import Item
+from daemon.core.work import Refusal
 from daemon.errors import RejectRow
 from daemon.index.connection import connect
 from daemon.index.registry import Versions
@@ -38,8 +38,8 @@ class Refusals:
     def __init__(self) -> None:
         self.found: dict[str, RejectRow] = {}
 
-    async def put(self, item: Item, error: RejectRow) -> None:
-        self.found[item.id] = error
+    async def put(self, refusal: Refusal, error: RejectRow) -> None:
+        self.found[refusal.id] = error
 
 
 class RetryActivities:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
-from daemon.core.queue import Item
+from daemon.core.work import Refusal
 from daemon.errors import RejectRow, RetryLater, StopProcess
 from daemon.index.layout import document_key
 from daemon.settings import KafkaSettings
@@ -41,30 +41,29 @@ class DeadLetterTopic:
         self._pipeline = pipeline
         self._keep_bytes = keep_bytes
 
-    async def put(self, item: Item, error: RejectRow) -> None:
+    async def put(self, refusal: Refusal, error: RejectRow) -> None:
         """Write a dead letter; returns once the broker has it.
 
         Raises:
             RetryLater: Kafka is away.
             StopProcess: the topic is missing or forbidden.
         """
-        record = item.record if isinstance(item.record, Record) else None
-        version = item.change.version
+        record = refusal.record if isinstance(refusal.record, Record) else None
+        version = refusal.version
         headers: dict[str, str] = {
             "livevec.pipeline": self._pipeline,
-            "livevec.document": item.id,
+            "livevec.document": refusal.id,
             "livevec.reason": error.reason,
             "livevec.message": str(error),
             "livevec.version": version.encode() if version else "",
             "livevec.topic": record.topic if record else "",
             "livevec.partition": str(record.partition) if record else "",
             "livevec.offset": str(record.offset) if record else "",
-            "livevec.operation": item.change.operation.value,
-            "livevec.committed_at_s": f"{item.change.committed_at_s:.6f}",
+            "livevec.operation": refusal.operation.value,
+            "livevec.committed_at_s": f"{refusal.committed_at_s:.6f}",
             "livevec.dead_lettered_at_s": f"{time.time():.6f}",
-            "livevec.attempts": "1",
         }
-        key = record.key if record else self._row_key(item.id)
+        key = record.key if record else self._row_key(refusal.id)
         value = record.value if record and self._keep_bytes else None
         await self._producer.send(self.topic, key, value, headers)
 

@@ -70,11 +70,16 @@ class BlockingTransaction:
 
 @dataclass(frozen=True, slots=True)
 class SourceIdentity:
-    """Which database this is: another system, or a timeline that forks below what was read, has lost history."""
+    """Which database this is: another system, or a timeline that forks below what was read, has lost history.
+
+    Attributes:
+        database_oid: tells databases of one server apart.
+    """
 
     system_identifier: int
     timeline: int
     in_recovery: bool
+    database_oid: int
 
 
 class PostgresReader:
@@ -85,6 +90,8 @@ class PostgresReader:
     """
 
     def __init__(self, source: PostgresSource) -> None:
+        self.part = f"source {source.name}"
+        """What the source is called in the health."""
         self._source = source
         self._pool = Pool(source)
 
@@ -201,10 +208,12 @@ class PostgresReader:
                 if in_recovery
                 else "('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
             )
-            system, number = await one_row(
-                connection, f"SELECT system_identifier, {timeline} FROM pg_control_system()"
+            system, number, database_oid = await one_row(
+                connection,
+                f"SELECT system_identifier, {timeline}, (SELECT oid::int8 FROM pg_database"
+                " WHERE datname = current_database()) FROM pg_control_system()",
             )
-        return SourceIdentity(system, number, in_recovery)
+        return SourceIdentity(system, number, in_recovery, database_oid)
 
     async def count_estimate(self, table: TableSchema) -> int:
         """About how many rows there are, from the statistics, or from its size where none were taken yet."""

@@ -10,6 +10,7 @@ import orjson
 from daemon.errors import StopPipeline
 from daemon.index.connection import Client, translated
 from daemon.index.layout import tables_key
+from daemon.source.postgres.identity import Mark
 from daemon.source.postgres.reader import PostgresReader, TableSchema
 
 
@@ -38,21 +39,28 @@ class TableWatch:
         self._table = table
         self._columns = columns
 
-    async def differences(self) -> list[str]:
-        """What differs from the last look, in words; empty the first time.
+    async def check(self, mark: Mark) -> None:
+        """Compare the table with the last look: mark each difference first, then note what the table is now.
+
+        In this order a fact that is noted as seen is surely marked, whatever fails in between.
 
         Raises:
             StopPipeline: the key, or a column that the pipeline needs, is not what the pipeline was built for.
+            FailureClass: the source or Redis failed.
         """
         table = await self._reader.schema(self._table.name)
         self._check_columns(table)
         facts = orjson.dumps(_facts(table))
         with translated():
             stored = await cast(Any, self._client).get(self._key)
-            await cast(Any, self._client).set(self._key, facts)
         # Both from JSON: a tuple is not equal to the list that it became.
         now, before = orjson.loads(facts), orjson.loads(stored or facts)
-        return [name for name, value in now.items() if before.get(name) != value]
+        for name, value in now.items():
+            if before.get(name) != value:
+                await mark(name)
+        if stored is None or before != now:
+            with translated():
+                await cast(Any, self._client).set(self._key, facts)
 
     def _check_columns(self, table: TableSchema) -> None:
         if table.key != self._table.key:
@@ -61,10 +69,10 @@ class TableWatch:
                 f"({', '.join(self._table.key)}); the index holds the old ids: give the pipeline a new name"
             )
         for name in self._columns:
-            was, found = self._table.column(name), table.column(name)
-            if found.type_oid != was.type_oid:
+            before, now = self._table.column(name), table.column(name)
+            if now.type_oid != before.type_oid:
                 raise StopPipeline(
-                    f"column {name!r} of {table.name} is now {found.type_name}, it was {was.type_name}; start the "
+                    f"column {name!r} of {table.name} is now {now.type_name}, it was {before.type_name}; start the "
                     "daemon again, then run `livevec verify --repair`"
                 )
 
