@@ -10,6 +10,7 @@ from daemon.source.record import Coordinates
 
 _LETTER_BYTES = 500
 _CALL_BYTES_MAX = 200_000
+_MESSAGE_MAX = 300
 
 
 class TryOutcome(StrEnum):
@@ -98,10 +99,15 @@ def within(letters: Iterable[Letter], count_max: int) -> list[Letter]:
 
 @dataclass(frozen=True)
 class Complaint:
-    """Why rows of one reason were refused, for instance; holds no text of a row."""
+    """Why a row of that reason was refused, as an example; holds no text of a row."""
 
     reason: str
     message: str
+
+    @classmethod
+    def of(cls, reason: str, message: str) -> "Complaint":
+        """Return it with a message of bounded length, since the workflow keeps it."""
+        return cls(reason, message if len(message) <= _MESSAGE_MAX else message[: _MESSAGE_MAX - 1] + "…")
 
 
 @dataclass(frozen=True)

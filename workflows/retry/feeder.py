@@ -23,8 +23,7 @@ from daemon.source.record import Record
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 from workflows import search_attributes
-from workflows.retry.common import complaint
-from workflows.retry.contract import Feed, Letter, RetryPolicy, RetryStart, RetryStatus, within
+from workflows.retry.contract import Complaint, Feed, Letter, RetryPolicy, RetryStart, RetryStatus, within
 from workflows.retry.workflow import Retry
 
 log = structlog.get_logger(__name__)
@@ -166,7 +165,7 @@ class Feeder:
             RetryLater: Temporal is away.
         """
         policy = RetryPolicy.of(self._config.retry_dead_letters)
-        complaints = {letter.reason: complaint(letter.reason, letter.message) for letter in letters}
+        complaints = {letter.reason: Complaint.of(letter.reason, letter.message) for letter in letters}
         feed = Feed(tuple(_letter(one) for one in letters), tuple(complaints.values()), policy)
         try:
             await self._client.start_workflow(
