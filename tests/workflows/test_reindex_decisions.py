@@ -33,22 +33,22 @@ from workflows.reindex.contract import (
     Behind,
     Changes,
     Dropped,
+    GapWatch,
     Joined,
     Left,
-    Look,
     Pair,
-    Plan,
     PlanOrder,
     Quality,
     Registering,
     Reindexed,
     ReindexOrder,
+    ReindexPlan,
     ReindexStatus,
     Rollback,
     ShortParity,
     VersionOf,
-    Watch,
     Watched,
+    WritersLook,
 )
 from workflows.reindex.workflow import Reindex
 
@@ -111,8 +111,8 @@ class ScriptedRegistry:
         self.failure = ""
 
     @activity.defn(name="reindex_plan")
-    async def plan(self, order: PlanOrder) -> Plan:
-        return Plan(
+    async def plan(self, order: PlanOrder) -> ReindexPlan:
+        return ReindexPlan(
             old=OLD,
             wanted=replace(NEW, number=0),
             differences=("m",),
@@ -128,7 +128,7 @@ class ScriptedRegistry:
         return NEW
 
     @activity.defn(name="reindex_join")
-    async def join(self, look: Look) -> Joined:
+    async def join(self, look: WritersLook) -> Joined:
         return Joined(missing=())
 
     @activity.defn(name="reindex_behind")
@@ -141,7 +141,7 @@ class ScriptedRegistry:
         return Quality(recall=self.recall, queries=5, vectors=5, overlap=1.0)
 
     @activity.defn(name="reindex_watch")
-    async def watch(self, watch: Watch) -> Watched:
+    async def watch(self, watch: GapWatch) -> Watched:
         if self.failure:
             raise application_error(ConfigError(self.failure))
         # Time is skipped between two attempts alone, not while an activity runs.
@@ -159,7 +159,7 @@ class ScriptedRegistry:
         return ShortParity(rows=5, differing=self.differing)
 
     @activity.defn(name="reindex_leave")
-    async def leave(self, look: Look) -> Left:
+    async def leave(self, look: WritersLook) -> Left:
         self.done.append(f"leave {look.number}")
         return Left(writing=())
 

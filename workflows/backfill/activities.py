@@ -84,10 +84,10 @@ class BackfillActivities:
         async def work(interruption: Interruption) -> BarrierSeen:
             async with self._resources.projection(look.pipeline, look.version) as projection:
                 call, reader = projection.patience.call, projection.reader
-                begun = await call("source", reader.barrier_begun) if look.begun is None else look.begun
+                begun = await call(reader.part, reader.barrier_begun) if look.begun is None else look.begun
                 looks = 0
                 while True:
-                    found = await call("source", lambda: reader.barrier_passed(begun))
+                    found = await call(reader.part, reader.barrier_passed, begun)
                     if isinstance(found, SnapshotVersion):
                         return BarrierSeen(begun=begun, snapshot=found.encode())
                     blocking = tuple(str(one) for one in found)
@@ -117,7 +117,7 @@ class BackfillActivities:
                         f"began; start it again: `livevec backfill {order.pipeline}`"
                     )
                 durability = await projection.patience.call(
-                    "redis", lambda: Durability.begin(projection.client, self._resources.config.redis)
+                    "redis", Durability.begin, projection.client, self._resources.config.redis
                 )
                 lane = self._resources.lane(projection, activity.info().workflow_id or "")
                 lane.rate_rows_s = order.rate

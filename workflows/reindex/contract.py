@@ -44,7 +44,7 @@ class PlanOrder(Contract):
     force: bool = False
 
 
-class Plan(Contract):
+class ReindexPlan(Contract):
     """What a reindex holds on to from its start to its end.
 
     Attributes:
@@ -74,13 +74,13 @@ class VersionOf(Contract):
 
 
 class Registering(Contract):
-    """`wanted`: see Plan."""
+    """`wanted`: see ReindexPlan."""
 
     pipeline: str
     wanted: IndexVersion
 
 
-class Look(Contract):
+class WritersLook(Contract):
     """Look until something is another than what was `seen` last, or for ten minutes."""
 
     pipeline: str
@@ -104,7 +104,7 @@ class Left(Contract):
     writing: tuple[str, ...]
 
 
-class Watch(Contract):
+class GapWatch(Contract):
     """`gaps`: as they were when its backfill began; None: they do not matter."""
 
     pipeline: str
@@ -119,7 +119,7 @@ class Watched(Contract):
 
 
 class Activation(Contract):
-    """`gaps`: see Watch. `instead_of`: what readers see until now."""
+    """`gaps`: see GapWatch. `instead_of`: what readers see until now."""
 
     pipeline: str
     number: int

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from temporalio import activity
@@ -24,7 +24,6 @@ from workflows.reindex.quality import QualityCheck
 from workflows.resources import Resources
 
 T = TypeVar("T")
-_KEYS_PER_STEP = 1000
 _LOOK_AGAIN_S = 0.5
 _LAG_S = 30.0
 """How long a change may be on its way to one version when the other has it."""
@@ -33,10 +32,11 @@ _ROWS_LOOKED_AT = 1000
 
 
 class ReindexGateActivities:
-    """Share the worker's resources."""
+    """What a reindex has measured; all share the worker's resources."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self._call = resources.patience.call
 
     @activity.defn(name="reindex_behind")
     async def behind(self, pair: Pair) -> Behind:
@@ -49,19 +49,14 @@ class ReindexGateActivities:
                 compared = _Compared(projection, pair, self._resources.config.redis.pipeline_commands_max)
                 keyspace = Keyspace(projection.client, compared.old.layout)
                 suspects: set[str] = set()
-                position = await self._call("redis", keyspace.beginning)
-                while not position.done:
-                    at = position
-                    step = await self._call("redis", lambda at=at: keyspace.step(at, _KEYS_PER_STEP))  # type: ignore[misc]
-                    position = step.position
+                async for step in keyspace.steps(self._resources.patience):
                     ids = compared.ids(step.keys)
-                    suspects |= await self._call("redis", lambda ids=ids: compared.behind(ids))  # type: ignore[misc]
+                    suspects |= await self._call("redis", compared.behind, ids)
                     seen += len(ids)
                 looks = int(_LAG_S / _LOOK_AGAIN_S)
                 while suspects and looks:
                     await asyncio.sleep(_LOOK_AGAIN_S)
-                    ids = sorted(suspects)
-                    suspects = await self._call("redis", lambda ids=ids: compared.behind(ids))  # type: ignore[misc]
+                    suspects = await self._call("redis", compared.behind, sorted(suspects))
                     looks -= 1
                 return Behind(
                     documents=seen, behind=len(suspects), examples=tuple(sorted(suspects)[:_EXAMPLES])
@@ -90,7 +85,7 @@ class ReindexGateActivities:
         async def work(_: Interruption) -> ShortParity:
             async with self._resources.projection(version.pipeline, version.number, fresh=True) as projection:
                 reader, table = projection.reader, projection.table
-                bounds = await self._call("source", lambda: reader.key_ranges(table, _ROWS_LOOKED_AT + 1))
+                bounds = await self._call(reader.part, reader.key_ranges, table, _ROWS_LOOKED_AT + 1)
                 ids = {document_id(key) for key in bounds}
                 looks = SecondLooks(RowComparison(sides_of(projection, vectors=False)), LookPace(_LAG_S))
                 told = await looks.settle(ids, {})
@@ -99,9 +94,6 @@ class ReindexGateActivities:
                 return ShortParity(rows=len(ids), differing=dict(kinds))
 
         return await interruptible(work, lambda: ())
-
-    async def _call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        return await self._resources.patience.call(part, work)
 
 
 class _Compared:

@@ -1,6 +1,6 @@
 """How well a new index version answers: its recall against exact search, and its answers beside the old one's."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +21,6 @@ from workflows.reindex.contract import NEIGHBOURS, Answers, Quality
 from workflows.resources import Resources
 
 T = TypeVar("T")
-_KEYS_PER_STEP = 1000
 _VECTORS_PER_READ = 200
 _TEXTS_PER_REQUEST = 16
 _ANSWERS_SHOWN = 5
@@ -47,6 +46,7 @@ class QualityCheck:
     def __init__(self, resources: Resources, projection: Projection, old: IndexVersion) -> None:
         self.vectors = 0
         self._resources = resources
+        self._call = resources.patience.call
         self._projection = projection
         self._old = old
         self._version = projection.version
@@ -61,7 +61,7 @@ class QualityCheck:
         queries = await self._sampled()
         if not queries.names:
             return Quality()
-        new = await self._embedded(self._projection.embedder, queries.texts)
+        new = await self._embedded(self._projection.embedder, self._version.model, queries.texts)
         nearest, left_out = await self._nearest(new)
         hits = asked = 0
         for number in range(len(queries.names)):
@@ -80,21 +80,21 @@ class QualityCheck:
     async def _sampled(self) -> _Queries:
         """Rows from all over the table, by the texts of their first chunks."""
         projection, count = self._projection, self._resources.config.reindex.queries
-        bounds = await self._call("source", lambda: projection.reader.key_ranges(projection.table, count + 1))
+        bounds = await self._call(
+            projection.reader.part, projection.reader.key_ranges, projection.table, count + 1
+        )
         names = [document_id(key) for key in bounds]
         keys = [f"{self._layout.keys(name)[2]}:0" for name in names]
         texts = await self._read(keys, "text")
         found = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
         return _Queries(tuple(name for name, _ in found), tuple(text for _, text in found))
 
-    async def _embedded(self, embedder: Embedder, texts: Sequence[str]) -> Floats:
-        parts = []
+    async def _embedded(self, embedder: Embedder, model: str, texts: Sequence[str]) -> Floats:
+        parts, name = [], f"embedder {model}"
         for start in range(0, len(texts), _TEXTS_PER_REQUEST):
             part = texts[start : start + _TEXTS_PER_REQUEST]
             async with self._resources.share.place(self._projection.client):
-                parts.append(
-                    await self._call("embedder", lambda part=part: embedder.embed(part, prompt="query"))  # type: ignore[misc]
-                )
+                parts.append(await self._call(name, embedder.embed, part, prompt="query"))
         return np.concatenate(parts)
 
     async def _nearest(self, queries: Floats) -> tuple[NearestOf, bool]:
@@ -102,13 +102,9 @@ class QualityCheck:
         # Twice as many as are compared: some will have changed by then.
         nearest = NearestOf(queries, self._version.metric, 2 * NEIGHBOURS)
         keyspace = Keyspace(self._projection.client, self._layout)
-        position = await self._call("redis", keyspace.beginning)
-        while not position.done:
+        async for step in keyspace.steps(self._resources.patience):
             if nearest.vectors >= self._resources.config.reindex.exact_vectors_max:
                 return nearest, True
-            at = position
-            step = await self._call("redis", lambda at=at: keyspace.step(at, _KEYS_PER_STEP))  # type: ignore[misc]
-            position = step.position
             if step.restarted:
                 nearest = NearestOf(queries, self._version.metric, 2 * NEIGHBOURS)
             keys = [key for key in step.keys if key.startswith(self._layout.documents_prefix)]
@@ -139,7 +135,7 @@ class QualityCheck:
 
     async def _answers(self, queries: _Queries, new: Floats) -> AsyncIterator[Answers]:
         async with self._old_embedder() as embedder:
-            old = new if embedder is None else await self._embedded(embedder, queries.texts)
+            old = new if embedder is None else await self._embedded(embedder, self._old.model, queries.texts)
         for number, name in enumerate(queries.names):
             before = await self._knn(self._old, old[number])
             after = await self._knn(self._version, new[number])
@@ -156,15 +152,14 @@ class QualityCheck:
         index = Layout(self._layout.pipeline, version.number).index
         return await self._call(
             "redis",
-            lambda: knn(
-                self._projection.client,
-                index,
-                query,
-                NEIGHBOURS,
-                type=version.type,
-                ef_runtime=self._projection.pipeline.index.ef_runtime,
-                by_chunk=by_chunk,
-            ),
+            knn,
+            self._projection.client,
+            index,
+            query,
+            NEIGHBOURS,
+            type=version.type,
+            ef_runtime=self._projection.pipeline.index.ef_runtime,
+            by_chunk=by_chunk,
         )
 
     @asynccontextmanager
@@ -176,7 +171,7 @@ class QualityCheck:
             return
         embedder = make_embedder(old.embedding(self._resources.config.embedding))
         try:
-            await self._call("embedder", embedder.start)
+            await self._call(f"embedder {old.model}", embedder.start)
             yield embedder
         finally:
             await embedder.close()
@@ -204,9 +199,6 @@ class QualityCheck:
             return found
 
         return await self._call("redis", read) if keys else []
-
-    async def _call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        return await self._resources.patience.call(part, work)
 
 
 def _told(hits: Sequence[Hit]) -> tuple[tuple[str, float], ...]:

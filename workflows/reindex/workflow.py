@@ -33,16 +33,16 @@ from workflows.reindex.contract import (
     TIMEOUT,
     TIMEOUT_LONG,
     Activation,
+    GapWatch,
     Gate,
-    Look,
     Pair,
-    Plan,
     PlanOrder,
     Registering,
     Reindexed,
     ReindexOrder,
+    ReindexPlan,
     VersionOf,
-    Watch,
+    WritersLook,
     workflow_id,
 )
 from workflows.reindex.control import ReindexControl
@@ -93,10 +93,10 @@ class Reindex(ReindexControl):
             raise asyncio.CancelledError
         return self._result(plan, swapped)
 
-    def _replaced(self, plan: Plan) -> int:
+    def _replaced(self, plan: ReindexPlan) -> int:
         return self.new_number if self.reached.rolled_back else plan.old.number
 
-    def _result(self, plan: Plan, swapped: bool) -> Reindexed:
+    def _result(self, plan: ReindexPlan, swapped: bool) -> Reindexed:
         done = self._backfilled
         outcome = "activated" if swapped else "rejected"
         return Reindexed(
@@ -128,7 +128,7 @@ class Reindex(ReindexControl):
                 return False
             raise
 
-    async def _brought_in(self, plan: Plan) -> bool:
+    async def _brought_in(self, plan: ReindexPlan) -> bool:
         """Returns when readers see the new version."""
         for number in plan.leftovers:
             await self._remove(number, f"version {number} is left from an earlier reindex")
@@ -156,7 +156,7 @@ class Reindex(ReindexControl):
             await self.unpaused()
             self.reach(waiting_for=missing)
             self.tell(JOINING, _waiting(missing, "changes are not written to the new version yet"))
-            look = Look(pipeline=self._pipeline, number=self.new_number, seen=missing)
+            look = WritersLook(pipeline=self._pipeline, number=self.new_number, seen=missing)
             found = await self.slice(
                 ReindexActivities.join, look, TIMEOUT_LONG, "partitions that have no writer"
             )
@@ -168,7 +168,7 @@ class Reindex(ReindexControl):
                     self.reach(waiting_for=())
                     return
 
-    async def _filled(self, plan: Plan) -> Gate:
+    async def _filled(self, plan: ReindexPlan) -> Gate:
         await self._backfill()
         return await self._measured(plan)
 
@@ -185,7 +185,7 @@ class Reindex(ReindexControl):
                 f"the new version could not be filled from every row: {done.note}", non_retryable=True
             )
 
-    async def _measured(self, plan: Plan) -> Gate:
+    async def _measured(self, plan: ReindexPlan) -> Gate:
         await self.unpaused()
         child = f"{workflow_id(self._pipeline)}-check"
         self.tell(CHECKING, f"every row against its document; see `livevec workflows follow {child}`")
@@ -226,7 +226,7 @@ class Reindex(ReindexControl):
             gap: str | None = await ended(watching)
         return gap or ""
 
-    async def _swapped(self, plan: Plan) -> str:
+    async def _swapped(self, plan: ReindexPlan) -> str:
         """See `_approved`."""
         self.tell(SWAPPING)
         order = Activation(
@@ -247,7 +247,7 @@ class Reindex(ReindexControl):
 
     # ---- after it
 
-    async def _grace(self, plan: Plan) -> None:
+    async def _grace(self, plan: ReindexPlan) -> None:
         """Both versions are written; a person may roll back. Cancelled: it ends now."""
         until_s = self.reached.grace_until_s
         assert until_s is not None
@@ -274,7 +274,7 @@ class Reindex(ReindexControl):
             self.reach(waiting_for=writing)
             waiting = _waiting(writing, "changes may still be written to it")
             self.tell(REMOVING, f"version {number}: {why}" + (f"; {waiting}" if waiting else ""))
-            look = Look(pipeline=self._pipeline, number=number, seen=writing)
+            look = WritersLook(pipeline=self._pipeline, number=number, seen=writing)
             left = await self.step(
                 ReindexActivities.leave, look, TIMEOUT_LONG, f"daemons leave version {number}"
             )
@@ -301,7 +301,7 @@ class Reindex(ReindexControl):
 
     async def _watch(self, gaps: dict[str, str] | None) -> str:
         """Returns what the log lacks since `gaps`; raises where no daemon can write to the new version any more."""
-        watch = Watch(pipeline=self._pipeline, number=self.new_number, gaps=gaps)
+        watch = GapWatch(pipeline=self._pipeline, number=self.new_number, gaps=gaps)
         while True:
             seen = await workflow.execute_activity_method(
                 ReindexActivities.watch,
