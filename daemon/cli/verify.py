@@ -12,7 +12,7 @@ from daemon.cli.context import Json
 if TYPE_CHECKING:
     from daemon.cli.console import Steps
     from daemon.settings import Config, Pipeline
-    from daemon.verify.differences import Findings
+    from daemon.verify.differences import IndexFindings
     from daemon.verify.sides import OnProgress
 
 
@@ -100,7 +100,7 @@ def _shown(steps: "Steps", step: str) -> "OnProgress":
     return lambda what, done, total: steps.news(step, what, done, total)
 
 
-def _content(findings: "Findings") -> dict[str, Any]:
+def _content(findings: "IndexFindings") -> dict[str, Any]:
     from daemon.verify.differences import EXAMPLES_MAX, Difference
 
     ids = {difference: findings.ids(difference) for difference in Difference}

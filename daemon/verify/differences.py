@@ -89,7 +89,7 @@ def examples(differences: Differences, kinds: frozenset[Difference]) -> dict[str
 
 
 @dataclass(frozen=True)
-class Findings:
+class IndexFindings:
     """What one check found, document by document.
 
     Attributes:

@@ -41,7 +41,7 @@ class ScanPosition:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ScanStep:
     """Keys of one step, and where the next one goes on.
 
     Attributes:
@@ -66,7 +66,7 @@ class Keyspace:
             nodes = await self._nodes()
             return ScanPosition(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
 
-    async def steps(self, patience: Patience) -> AsyncIterator[Step]:
+    async def steps(self, patience: Patience) -> AsyncIterator[ScanStep]:
         """Give all keys, from the first to the last; Redis is waited for as long as `patience` says."""
         position = await patience.call("redis", self.beginning)
         while not position.done:
@@ -74,7 +74,7 @@ class Keyspace:
             position = step.position
             yield step
 
-    async def step(self, position: ScanPosition, count: int) -> Step:
+    async def step(self, position: ScanPosition, count: int) -> ScanStep:
         """Return the keys after a position that is not done.
 
         Args:
@@ -88,13 +88,13 @@ class Keyspace:
             (name, cursor), *rest = position.cursors
             now = await self._servers(nodes) if name in nodes else ""
             if now != position.servers:
-                return Step([], await self.beginning(), restarted=True)
+                return ScanStep([], await self.beginning(), restarted=True)
             command = ("SCAN", cursor, "MATCH", self._pattern, "COUNT", count)
             reply = await self._client.execute_command(*command, **nodes[name])
             after, keys = _parsed(reply)
         left = [(name, after)] if after else []
         texts = [key.decode("utf-8", "replace") for key in keys]
-        return Step(texts, replace(position, cursors=(*left, *rest)), restarted=False)
+        return ScanStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
 
     async def _nodes(self) -> dict[str, dict[str, Any]]:
         """Return, for each primary, what sends a command to it."""

@@ -14,7 +14,7 @@ from daemon.projection.slow_lane import EmbedderShare
 from daemon.settings import Config, Pipeline
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
-from daemon.verify.differences import Difference, Differences, Findings, Tally, added
+from daemon.verify.differences import Difference, Differences, IndexFindings, Tally, added
 from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
 from daemon.verify.pace import Interruption
 from daemon.verify.refill import Copied, refill
@@ -56,7 +56,7 @@ class Session:
         self._share = share
         self._sides = sides_of(projection, vectors=vectors)
 
-    async def check(self, on_progress: OnProgress) -> Findings:
+    async def check(self, on_progress: OnProgress) -> IndexFindings:
         """Compare all rows and all keys, once and where they differ again; holds the ids of what differs.
 
         Raises:
@@ -71,7 +71,7 @@ class Session:
             foreign_keys.update(foreign)
 
         tally = await self._examined(None, on_progress, settled)
-        return Findings(
+        return IndexFindings(
             pipeline=self._sides.pipeline,
             rows=tally.rows,
             documents=tally.documents,

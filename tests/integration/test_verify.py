@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.verify.differences import Difference as D
-from daemon.verify.differences import Findings
+from daemon.verify.differences import IndexFindings
 from daemon.verify.session import opened
 from deploy.local.stack import Stack
 from tests.support.index_damage import TO_DOCUMENTS, Found, no_index, wrong_vector
@@ -45,7 +45,7 @@ def table(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
         made.close()
 
 
-async def check(table: MirroredTable, *, repair: bool = False, vectors: bool = True) -> Findings:
+async def check(table: MirroredTable, *, repair: bool = False, vectors: bool = True) -> IndexFindings:
     """What is found; after `repair`: what is left."""
     async with opened(table.config, table.config.pipelines[0], vectors=vectors) as session:
         report = await session.check(lambda *_: None)
