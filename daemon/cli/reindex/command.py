@@ -10,7 +10,7 @@ from daemon.cli import context as given
 from daemon.cli.context import Json
 
 if TYPE_CHECKING:
-    from temporalio.client import Client, WorkflowHandle
+    from temporalio.client import Client
 
     from daemon.index.registry import IndexVersion
     from daemon.settings import Config, Pipeline
@@ -224,43 +224,21 @@ def _tell(context: typer.Context, pipeline: str, update: str, as_json: bool, arg
     settings = config.pipeline(pipeline)
 
     async def work() -> None:
-        from workflows.client import connect
+        from daemon.errors import WorkflowError
+        from workflows import client as temporal
+        from workflows.reindex.contract import workflow_id
 
-        client = await connect(config)
-        await _updated(client, pipeline, update, argument)
-        await _status(config, settings, as_json, client)
-
-    asyncio.run(work())
-
-
-async def _updated(client: "Client", pipeline: str, update: str, argument: Any) -> None:
-    from datetime import timedelta
-
-    from temporalio.client import WorkflowUpdateFailedError, WorkflowUpdateStage
-    from temporalio.service import RPCError, RPCStatusCode
-
-    from daemon.cli.workflows import refused
-    from daemon.errors import WorkflowError
-    from workflows.client import reason
-    from workflows.reindex.contract import workflow_id
-
-    handle: WorkflowHandle[Any, Any] = client.get_workflow_handle(workflow_id(pipeline))
-    try:
-        started = await handle.start_update(
-            update,
-            args=[] if argument is None else [argument],
-            wait_for_stage=WorkflowUpdateStage.ACCEPTED,
-            rpc_timeout=timedelta(seconds=15),
-        )
-        await started.result()
-    except WorkflowUpdateFailedError as error:
-        raise WorkflowError(f"{handle.id}: {reason(error)}") from error
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
+        client = await temporal.connect(config)
+        arguments = () if argument is None else (argument,)
+        try:
+            await temporal.update(client.get_workflow_handle(workflow_id(pipeline)), update, *arguments)
+        except temporal.NoSuchWorkflow as error:
             raise WorkflowError(
                 f"no reindex of {pipeline!r} runs; `livevec reindex {pipeline}` begins one"
             ) from error
-        raise refused(handle.id, error) from error
+        await _status(config, settings, as_json, client)
+
+    asyncio.run(work())
 
 
 async def _status(

@@ -68,7 +68,7 @@ async def _settled(
         if description.status is not WorkflowExecutionStatus.RUNNING:
             await result(handle)
             return None
-        reached = await asked(handle)
+        reached = await answered(handle)
         phase = reached.phase if reached else "no worker answers; start one: `livevec worker`"
         if shown and shown != phase:
             steps.news(shown, end=True)
@@ -89,22 +89,17 @@ async def _settled(
         await asyncio.sleep(_POLL_S)
 
 
-async def asked(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None":
-    """What the workflow answers; None: no worker does, or there is none."""
-    from datetime import timedelta
-
-    from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError
-    from temporalio.service import RPCError
-
+async def answered(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None":
+    """Return the workflow's status; None: no worker answers, or there is none."""
+    from daemon.errors import WorkflowError
+    from workflows.client import query
     from workflows.reindex.contract import ReindexStatus
 
     try:
-        found: ReindexStatus = await handle.query(
-            "status", result_type=ReindexStatus, rpc_timeout=timedelta(seconds=5)
-        )
-    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+        status: ReindexStatus = await query(handle, "status", result_type=ReindexStatus, timeout_s=5.0)
+    except WorkflowError:
         return None
-    return found
+    return status
 
 
 async def show(config: "Config", pipeline: "Pipeline", client: "Client", as_json: bool) -> None:
@@ -115,7 +110,7 @@ async def show(config: "Config", pipeline: "Pipeline", client: "Client", as_json
     from daemon.index.registry import Versions
     from workflows.reindex.contract import workflow_id
 
-    reached = await asked(client.get_workflow_handle(workflow_id(pipeline.name)))
+    reached = await answered(client.get_workflow_handle(workflow_id(pipeline.name)))
     redis = connect(config.redis)
     try:
         versions = Versions(redis, pipeline.name)

@@ -72,7 +72,7 @@ async def _try_now(
     from workflows.retry.client import RetryClient
     from workflows.retry.contract import Selection
 
-    client = RetryClient(await connect(config), config, pipeline)
+    client = RetryClient(await connect(config), pipeline)
     round_ = await client.try_now(Selection(key, reason))
     address = ui_address(config, client.id)
     if round_ is None:
@@ -110,7 +110,7 @@ async def _drop(config: "Config", pipeline: str, key: str | None, reason: str | 
     from workflows.retry.client import RetryClient
     from workflows.retry.contract import Selection
 
-    client = RetryClient(await connect(config), config, pipeline)
+    client = RetryClient(await connect(config), pipeline)
     dropped = await client.drop(Selection(key, reason))
     if as_json:
         console.print_json({"workflow_id": client.id, "dropped": dropped})

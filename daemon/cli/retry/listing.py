@@ -126,7 +126,7 @@ async def _state(config: "Config", pipeline: str) -> "tuple[RetryState | None, s
     try:
         # A server that takes connections and says nothing is waited for by the SDK for half a minute.
         async with asyncio.timeout(_TEMPORAL_S):
-            return await RetryClient(await connect(config), config, pipeline).state(), ""
+            return await RetryClient(await connect(config), pipeline).state(), ""
     except (WorkflowError, TimeoutError) as error:
         why = str(error) or f"Temporal does not answer at {config.temporal.address}"
         return None, f"{why}. This list is Kafka's alone: what was mended since is in it"
