@@ -10,7 +10,7 @@ from daemon.core.document import Document
 from daemon.core.vectors import decode
 from daemon.errors import RejectRow
 from daemon.verify.differences import Difference
-from daemon.verify.sides import Sides, reread
+from daemon.verify.sides import Sides
 from daemon.verify.stored import StoredChunk, StoredDocument
 
 COSINE_MIN = 0.999
@@ -87,7 +87,7 @@ class RowComparison:
         Args:
             surplus: numbers of chunks that may be beyond those that a document has, by document.
         """
-        rows = {one: row for one, _, row in await reread(self._sides, ids)}
+        rows = {one: row for one, _, row in await self._sides.reread(ids)}
         looks = await self.looks(self.rendered(rows))
         for one in await self._still_surplus(ids, surplus):
             # Hashes of a document without a row are orphans.
@@ -97,7 +97,7 @@ class RowComparison:
 
     def _render(self, row: Row) -> Document | RejectRow:
         try:
-            return self._sides.builder.build(row)
+            return self._sides.projection.builder.build(row)
         except RejectRow as error:
             return error
 
@@ -117,7 +117,7 @@ class RowComparison:
         if not document.present:
             return {Difference.MISSING}
         assert document.stored is not None
-        chunks = self._sides.chunk(wanted.text) if wanted.text.strip() else ()
+        chunks = self._sides.projection.chunk(wanted.text) if wanted.text.strip() else ()
         differences = set()
         if any(chunk is None for chunk in document.chunks):
             differences.add(Difference.LOST_CHUNKS)
@@ -151,12 +151,12 @@ class RowComparison:
     async def _still_surplus(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> set[str]:
         stored = self._sides.stored
         hashes = [(one, number) for one in ids for number in sorted(surplus.get(one, ()))]
-        counts = dict(zip(ids, await stored.chunk_counts(ids), strict=True))
+        kept = dict(zip(ids, await stored.bookkeeping(ids), strict=True))
         there = await stored.existing([stored.key(one, number) for one, number in hashes])
         return {
             one
             for (one, number), exists in zip(hashes, there, strict=True)
-            if exists and number >= (counts[one] or 0)
+            if exists and number >= kept[one].chunks
         }
 
     async def _wrong_vectors(self, vectors: Sequence[tuple[str, str, bytes]]) -> set[str]:
@@ -164,7 +164,7 @@ class RowComparison:
         sides = self._sides
         if sides.embedding is None or not vectors:
             return set()
-        embedded = await sides.embedding.embed([text for _, text, _ in vectors], sides.patience)
+        embedded = await sides.embedding.embed([text for _, text, _ in vectors], sides.projection.patience)
         fresh = [
             np.zeros(sides.dimension, np.float32)
             if isinstance(one, RejectRow)

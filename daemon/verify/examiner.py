@@ -18,7 +18,7 @@ from daemon.verify.differences import Difference, Differences, Tally, added, cou
 from daemon.verify.keyspace import KEYS_PER_STEP, ScanPosition
 from daemon.verify.looks import LookPace, SecondLooks
 from daemon.verify.pace import Interruption, Rate
-from daemon.verify.sides import ROWS_PER_CHUNK, Key, Sides, batches, key_rows, reread
+from daemon.verify.sides import ROWS_PER_CHUNK, Key, Sides
 
 OF_KEYS = frozenset({Difference.ORPHANED, Difference.SURPLUS_CHUNKS})
 """Found by the walk through Redis' keys; all others by the rows, so that none is counted twice."""
@@ -86,7 +86,7 @@ class Mender:
         outcomes: dict[str, int] = {}
         ordered = sorted(differing)
         for start in range(0, len(ordered), ROWS_PER_CHUNK):
-            rows = await reread(self._sides, ordered[start : start + ROWS_PER_CHUNK])
+            rows = await self._sides.reread(ordered[start : start + ROWS_PER_CHUNK])
             written = await self._lane.project(rows, rewrite=differing.keys())
             outcomes = added(outcomes, {outcome.value: count for outcome, count in written.items()})
         stored = self._sides.stored
@@ -102,7 +102,7 @@ class Mender:
             return
         if self._documents is None:
             self._documents = await self._sides.stored.count() + removed_before
-        refuse_emptying(self._sides.pipeline, removed, self._documents)
+        refuse_emptying(self._sides.projection.pipeline.name, removed, self._documents)
 
 
 class Examiner:
@@ -143,7 +143,7 @@ class Examiner:
         """Return the documents that differ at a first look."""
         if not self._whole:
             return await self.comparison.suspects(wanted)
-        async with self._share.place(self.sides.client):
+        async with self._share.place(self.sides.projection.client):
             looks = await self.comparison.looks(wanted)
         return {one for one, look in looks.items() if look.differences}
 
@@ -205,7 +205,7 @@ class RangeCheck:
         """
         suspects: set[str] = set()
         seen, since_s = Tally(), time.monotonic()
-        async for batch in batches(examiner.sides, self.checked.after, self._until):
+        async for batch in examiner.sides.batches(self.checked.after, self._until):
             if examiner.interruption.asked:
                 break
             wanted = examiner.comparison.rendered(batch.rows)
@@ -256,11 +256,11 @@ class _KeysSeen:
         present = [
             one for one, held in zip(sorted_keys.documents, kept, strict=True) if held.digests is not None
         ]
-        rows = await reread(sides, present, key_rows(sides)) if present else []
+        rows = await sides.reread(present, keys_only=True) if present else []
         self.suspects |= {one for one, _, row in rows if row is None}
-        counts = await stored.chunk_counts([one for one, _ in sorted_keys.chunks])
-        for (one, number), count in zip(sorted_keys.chunks, counts, strict=True):
-            if number >= (count or 0):
+        owners = await stored.bookkeeping([one for one, _ in sorted_keys.chunks])
+        for (one, number), held in zip(sorted_keys.chunks, owners, strict=True):
+            if number >= held.chunks:
                 self.suspects.add(one)
                 self.surplus.setdefault(one, set()).add(number)
         self.foreign.update(sorted_keys.foreign)

@@ -18,7 +18,7 @@ from daemon.verify.differences import Difference, Differences, IndexFindings, Ta
 from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
 from daemon.verify.pace import Interruption
 from daemon.verify.refill import Copied, refill
-from daemon.verify.sides import OnProgress, sides_of
+from daemon.verify.sides import OnProgress, Sides
 
 PATIENCE_S = 30.0
 """A part that is away for longer fails the command: a person waits for it."""
@@ -54,7 +54,7 @@ class Session:
     def __init__(self, projection: Projection, share: EmbedderShare, *, vectors: bool) -> None:
         self._projection = projection
         self._share = share
-        self._sides = sides_of(projection, vectors=vectors)
+        self._sides = Sides(projection, vectors=vectors)
 
     async def check(self, on_progress: OnProgress) -> IndexFindings:
         """Compare all rows and all keys, once and where they differ again; holds the ids of what differs.
@@ -72,7 +72,7 @@ class Session:
 
         tally = await self._examined(None, on_progress, settled)
         return IndexFindings(
-            pipeline=self._sides.pipeline,
+            pipeline=self._projection.pipeline.name,
             rows=tally.rows,
             documents=tally.documents,
             refused=tally.refused,
@@ -119,7 +119,7 @@ class Session:
         """Check the table as one range, then all keys."""
         sides = self._sides
         await sides.stored.built(lambda documents: on_progress("index", documents, None))
-        total = await sides.reader.count_estimate(sides.table)
+        total = await self._projection.reader.count_estimate(self._projection.table)
         seen = {"rows": 0, "documents": 0}
 
         def count(what: str, more: int) -> None:

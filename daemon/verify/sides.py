@@ -1,79 +1,26 @@
 """The two sides of a check: one pipeline's table, and one version of its index."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from daemon.core.change import Row
-from daemon.core.document import DocumentBuilder
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import StopPipeline
-from daemon.index.connection import Client
 from daemon.index.layout import document_id, document_key
-from daemon.patience import Patience
 from daemon.projection.build import Projection, TableRows
 from daemon.projection.projector import SourceRow
-from daemon.source.postgres.reader import PostgresReader, TableSchema
 from daemon.verify.stored import StoredDocuments
 
 P = ParamSpec("P")
 T = TypeVar("T")
 ROWS_PER_CHUNK = 500
+_KEYS_PER_READ = 200
 Key = tuple[str, ...]
+"""Values of the primary key's columns as text, in the key's order."""
 
 OnProgress = Callable[[str, int, int | None], None]
 """(step, done, total): `rows`, `documents`, `index`, `backfill`, `sweep`."""
-
-
-@dataclass(frozen=True)
-class Sides:
-    """One pipeline's table and index, with all that is needed to look at them.
-
-    Attributes:
-        chunk: cuts a text into what is embedded.
-        embedding: gives FLOAT32; None: vectors are not recomputed.
-        vector_type: number format of the index's vectors.
-    """
-
-    pipeline: str
-    client: Client
-    reader: PostgresReader
-    table: TableSchema
-    rows: TableRows
-    builder: DocumentBuilder
-    chunk: Callable[[str], Sequence[str]]
-    stored: StoredDocuments
-    embedding: EmbeddingBatches | None
-    patience: Patience
-    vector_type: str
-    dimension: int
-
-    @property
-    def vector_bytes(self) -> int:
-        return (4 if self.vector_type == "FLOAT32" else 2) * self.dimension
-
-    async def call_source(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what the source answers; it is waited for."""
-        return await self.patience.call(self.reader.part, work, *args, **kwargs)
-
-
-def sides_of(projection: Projection, *, vectors: bool) -> Sides:
-    """Return what a check needs of a projection; `vectors`: also recompute embeddings."""
-    texts_max, part = projection.config.embedding.batch_texts_max, f"embedder {projection.version.model}"
-    return Sides(
-        pipeline=projection.pipeline.name,
-        client=projection.client,
-        reader=projection.reader,
-        table=projection.table,
-        rows=projection.rows,
-        builder=projection.builder,
-        chunk=projection.chunk,
-        stored=StoredDocuments(projection.client, projection.writer),
-        embedding=EmbeddingBatches(projection.embedder, texts_max, "FLOAT32", part) if vectors else None,
-        patience=projection.patience,
-        vector_type=projection.pipeline.index.type,
-        dimension=projection.space.dimension,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,54 +31,84 @@ class RowBatch:
     last: Key | None
 
 
-async def batches(sides: Sides, after: Key | None, until: Key | None) -> AsyncIterator[RowBatch]:
-    """Give the rows of a key range in the order of the primary key; each batch is a snapshot of its own."""
-    while True:
-        read = await sides.call_source(
-            sides.reader.chunk, sides.table, after, ROWS_PER_CHUNK, sides.builder.columns, until=until
-        )
-        rows = {document_id(sides.rows.key(row)): row for row in read.rows}
-        after = sides.rows.key(read.rows[-1]) if len(read.rows) == ROWS_PER_CHUNK else None
-        yield RowBatch(rows, after)
-        if after is None:
-            return
-
-
-async def reread(sides: Sides, ids: Sequence[str], rows: TableRows | None = None) -> list[SourceRow]:
-    """Read the rows of these documents as they are now, each with the snapshot that it was read at.
-
-    An id that the table's key type cannot hold has no row; its snapshot is as good as any.
+class Sides:
+    """One pipeline's table and index, with all that is needed to look at them.
 
     Args:
-        rows: what reads them; None: with every column that the pipeline needs.
+        vectors: also recompute embeddings.
 
-    Raises:
-        StopPipeline: the table is not what the pipeline was built for.
+    Attributes:
+        stored: what Redis holds.
+        embedding: gives FLOAT32; None: vectors are not recomputed.
     """
-    reader = rows or sides.rows
-    columns = len(sides.table.key)
-    keys = {one: document_key(one, columns) for one in ids}
-    fitting = {one: key for one, key in keys.items() if len(key) == columns}
-    found: list[SourceRow] = []
-    if len(fitting) < len(keys):
-        version = await sides.call_source(sides.reader.snapshot)
-        found += [(one, version, None) for one in keys.keys() - fitting.keys()]
-    if not fitting:
-        return found
-    try:
-        read = await sides.call_source(reader.reread, list(fitting.values()))
-    except StopPipeline:
-        rest = list(fitting)
-        if len(rest) > 1:
-            half = len(rest) // 2
-            return found + await reread(sides, rest[:half], rows) + await reread(sides, rest[half:], rows)
-        # The key or the table? A table that has changed under us cannot be read from its beginning either.
-        await sides.call_source(sides.reader.chunk, sides.table, None, 1, sides.builder.columns)
-        version = await sides.call_source(sides.reader.snapshot)
-        return [*found, (rest[0], version, None)]
-    return found + [(one, version, row) for one, (version, row) in zip(fitting, read, strict=True)]
 
+    def __init__(self, projection: Projection, *, vectors: bool) -> None:
+        texts_max, part = projection.config.embedding.batch_texts_max, f"embedder {projection.version.model}"
+        self.projection = projection
+        self.stored = StoredDocuments(projection.client, projection.writer)
+        self.embedding = (
+            EmbeddingBatches(projection.embedder, texts_max, "FLOAT32", part) if vectors else None
+        )
+        self.vector_type = projection.version.type
+        self.dimension = projection.space.dimension
+        self._keys = TableRows(projection.reader, projection.table, (), _KEYS_PER_READ)
 
-def key_rows(sides: Sides, rows_max: int = 200) -> TableRows:
-    """Return what reads nothing but keys: whether rows are there."""
-    return TableRows(sides.reader, sides.table, (), rows_max)
+    @property
+    def vector_bytes(self) -> int:
+        return (4 if self.vector_type == "FLOAT32" else 2) * self.dimension
+
+    async def batches(self, after: Key | None, until: Key | None) -> AsyncIterator[RowBatch]:
+        """Give the rows of a key range in the order of the primary key; each batch is a snapshot of its own."""
+        key = self.projection.rows.key
+        while True:
+            read = await self._chunk(after, ROWS_PER_CHUNK, until)
+            after = key(read[-1]) if len(read) == ROWS_PER_CHUNK else None
+            yield RowBatch({document_id(key(row)): row for row in read}, after)
+            if after is None:
+                return
+
+    async def reread(self, ids: Sequence[str], *, keys_only: bool = False) -> list[SourceRow]:
+        """Read the rows of these documents as they are now, each with the snapshot that it was read at.
+
+        An id that the table's key type cannot hold has no row; its snapshot is as good as any.
+
+        Args:
+            keys_only: read nothing but whether a row is there.
+
+        Raises:
+            StopPipeline: the table is not what the pipeline was built for.
+        """
+        columns = len(self.projection.table.key)
+        keys = {identifier: document_key(identifier, columns) for identifier in ids}
+        fitting = {identifier: key for identifier, key in keys.items() if len(key) == columns}
+        rows: list[SourceRow] = []
+        if len(fitting) < len(keys):
+            rows += await self._absent(keys.keys() - fitting.keys())
+        if not fitting:
+            return rows
+        reader = self._keys if keys_only else self.projection.rows
+        try:
+            read = await self._call(reader.reread, list(fitting.values()))
+        except StopPipeline:
+            left = list(fitting)
+            if len(left) > 1:
+                half = len(left) // 2
+                for part in (left[:half], left[half:]):
+                    rows += await self.reread(part, keys_only=keys_only)
+                return rows
+            # The key or the table? A table that has changed under us cannot be read from its beginning either.
+            await self._chunk(None, 1, None)
+            return rows + await self._absent(left)
+        return rows + [(one, version, row) for one, (version, row) in zip(fitting, read, strict=True)]
+
+    async def _absent(self, ids: Iterable[str]) -> list[SourceRow]:
+        version = await self._call(self.projection.reader.snapshot)
+        return [(identifier, version, None) for identifier in ids]
+
+    async def _chunk(self, after: Key | None, limit: int, until: Key | None) -> Sequence[Row]:
+        table, columns = self.projection.table, self.projection.builder.columns
+        read = await self._call(self.projection.reader.chunk, table, after, limit, columns, until=until)
+        return read.rows
+
+    async def _call(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.projection.patience.call(self.projection.reader.part, work, *args, **kwargs)

@@ -117,11 +117,6 @@ class StoredDocuments:
         found = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
         return [int(size) for size in found]
 
-    async def chunk_counts(self, ids: Sequence[str]) -> list[int | None]:
-        """Return how many chunks each document has by its bookkeeping; None where there is none."""
-        found = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
-        return [None if count is None else int(count) for count in found]
-
     async def existing(self, keys: Sequence[str]) -> list[bool]:
         """Return whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from daemon.errors import StopPipeline
 from daemon.verify.differences import Difference as D
 from daemon.verify.differences import IndexFindings
 from daemon.verify.session import opened
@@ -126,6 +127,30 @@ def test_the_command_names_the_documents_and_exits_with_1_until_repaired(table: 
     assert verify(table)[0] == 0
 
 
+async def test_a_repair_that_would_remove_most_of_an_index_removes_nothing_before_a_person_says_yes(
+    mirrored: MirroredTable,
+) -> None:
+    mirrored.connect()
+    mirrored.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 150) n")
+    with mirrored.daemon() as daemon:
+        mirrored.wait_equal()
+        assert daemon.terminate() == 0
+    mirrored.execute("delete from $T where id > 70")
+    for reasons in ({}, {"redis_went_back": "1"}):
+        for reason, since in reasons.items():
+            mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", reason, since)
+        with pytest.raises(StopPipeline, match=r"80 or more of the 150 documents.*--repair --yes"):
+            await check(mirrored, repair=True)
+        assert len(mirrored.documents()) == 150
+    assert mirrored.redis.hexists(f"lv:{mirrored.name}:reconcile", "redis_went_back")
+    status, refused = verify(mirrored, "--repair")
+    assert (status, "--yes" in refused["error"]) == (1, True)
+    status, mended = verify(mirrored, "--repair", "--yes")
+    assert (status, mended["ok"], mended["documents"]) == (0, True, 70)
+    assert mended["pipelines"][0]["repair"]["swept"] >= 80
+    assert len(mirrored.documents()) == 70
+
+
 async def test_changes_on_their_way_are_no_differences_and_a_repair_beside_them_loses_none(
     mirrored: MirroredTable,
 ) -> None:
@@ -155,6 +180,8 @@ async def test_changes_on_their_way_are_no_differences_and_a_repair_beside_them_
             for _ in range(3):
                 report = await check(mirrored)
                 assert report.ok, report.differing
+            await check(mirrored, repair=True)
+            mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", "redis_went_back", "1")
             await check(mirrored, repair=True)
         finally:
             stop.set()

@@ -14,7 +14,7 @@ from daemon.index.durability import Durability
 from daemon.verify.differences import Difference
 from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
 from daemon.verify.pace import Interruption
-from daemon.verify.sides import sides_of
+from daemon.verify.sides import Sides
 from workflows.interruption import heartbeating, interruptible
 from workflows.progress import Beat
 from workflows.reconcile.contract import (
@@ -86,7 +86,7 @@ class ReconcileActivities:
             if subject.repair:
                 await call("redis", projection.ensure_index)
             async with heartbeating(lambda: ()):
-                await sides_of(projection, vectors=False).stored.built(lambda _: None)
+                await Sides(projection, vectors=False).stored.built(lambda _: None)
             rows = await call(reader.part, reader.count_estimate, table)
             parts = min(_RANGES_MAX, rows // subject.rows_per_range)
             return ReconcilePlan(
@@ -153,7 +153,7 @@ class ReconcileActivities:
             durability = await resources.patience.call(
                 "redis", Durability.begin, projection.client, resources.config.redis
             )
-            sides = sides_of(projection, vectors=subject.vectors)
+            sides = Sides(projection, vectors=subject.vectors)
             lane = resources.lane(projection, activity.info().workflow_id or "")
             yield Examiner(
                 sides,

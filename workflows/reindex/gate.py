@@ -16,7 +16,7 @@ from daemon.verify.comparison import RowComparison
 from daemon.verify.keyspace import Keyspace
 from daemon.verify.looks import LookPace, SecondLooks
 from daemon.verify.pace import Interruption
-from daemon.verify.sides import sides_of
+from daemon.verify.sides import Sides
 from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.reindex.contract import Behind, Pair, Quality, ShortParity, VersionOf
@@ -87,7 +87,7 @@ class ReindexGateActivities:
                 reader, table = projection.reader, projection.table
                 bounds = await self._call(reader.part, reader.key_ranges, table, _ROWS_LOOKED_AT + 1)
                 ids = {document_id(key) for key in bounds}
-                looks = SecondLooks(RowComparison(sides_of(projection, vectors=False)), LookPace(_LAG_S))
+                looks = SecondLooks(RowComparison(Sides(projection, vectors=False)), LookPace(_LAG_S))
                 told = await looks.settle(ids, {})
                 assert told is not None, "nothing stops it"
                 kinds = Counter(kind.value for shown in told.values() for kind in shown)
