@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test chaos check lock clean
+.PHONY: help venv demo test unit chaos check lock clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,8 +23,11 @@ $(VENV)/.ready: pyproject.toml requirements-dev.lock
 demo: venv       ## everything, live: servers, a real corpus, edits, percentiles, a search
 	$(BIN)/livevec demo
 
-test: venv       ## all tests, with the real servers, which they start and stop
-	$(BIN)/python -m pytest tests
+test: venv       ## all tests, in two processes, with the real servers, which they start and stop
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup $(PYTEST_OPTIONS)
+
+unit: venv       ## the tests that start no server
+	$(BIN)/python -m pytest tests/unit $(PYTEST_OPTIONS)
 
 chaos: venv      ## the fault tests alone, with the seconds that each part took to recover
 	$(BIN)/python -m pytest tests/chaos -s

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init__ re-exports without __all__
+from confluent_kafka.admin import (
     AdminClient,
     ConfigResource,
     NewTopic,

@@ -1,4 +1,7 @@
-"""Fixtures of the whole suite: one embedded stack for the session, started by the first test that asks for it."""
+"""Fixtures of the whole suite: one embedded stack for the session, started by the first test that asks for it.
+
+Marks what a test needs, so that `-m "not stack"` leaves the slow ones out, and tells xdist what belongs together.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -10,11 +13,29 @@ from deploy.local.stack import Stack
 from tests.support.mirrored_table import MirroredTable
 from tests.support.stack_fixture import running_stack, throwaway_home
 
+CHAOS = Path(__file__).parent / "chaos"
+
 
 def pytest_configure() -> None:
     """A shell starts what runs in the background with SIGINT ignored, which all processes of a test would inherit."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need the stack (`stack`) and those that break it (`chaos`), and group them for xdist.
+
+    With `--dist loadgroup` one worker runs all tests of the session's stack, so that it is started once; the tests of
+    any other module stay together, so that its own servers are.
+    """
+    for item in items:
+        needs_stack = "stack" in getattr(item, "fixturenames", ())
+        if needs_stack:
+            item.add_marker(pytest.mark.stack)
+        if CHAOS in item.path.parents:
+            item.add_marker(pytest.mark.chaos)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("stack" if needs_stack else item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +46,19 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.fixture
-def mirrored(stack: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MirroredTable]:
-    """A table of its own with connector, topics and configuration; no daemon runs yet."""
+def mirrored(stack: Stack, tmp_path: Path) -> Iterator[MirroredTable]:
+    """A table of its own with topics and configuration, captured by the shared connector; no daemon runs yet."""
     table = MirroredTable(stack, tmp_path)
+    try:
+        yield table
+    finally:
+        table.close()
+
+
+@pytest.fixture
+def mirrored_alone(stack: Stack, tmp_path: Path) -> Iterator[MirroredTable]:
+    """A table like `mirrored`, with a source and a connector of its own, for a test that changes these."""
+    table = MirroredTable(stack, tmp_path, own_connector=True)
     try:
         yield table
     finally:

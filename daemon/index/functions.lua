@@ -206,6 +206,18 @@ local function advance(keys, args)
   return APPLIED
 end
 
+-- KEYS[1] marks (hash: reason -> since); ARGV: times (reason, since)
+-- Removes each mark that is still the one that was read: one that was set again meanwhile stays.
+local function clear_marks(keys, args)
+  local cleared = 0
+  for i = 1, #args, 2 do
+    if redis.call('HGET', keys[1], args[i]) == args[i + 1] then
+      cleared = cleared + redis.call('HDEL', keys[1], args[i])
+    end
+  end
+  return cleared
+end
+
 redis.register_function('livevec_put', put)
 redis.register_function('livevec_touch', touch)
 -- What frees memory must work when there is none left.
@@ -213,4 +225,5 @@ redis.register_function{function_name = 'livevec_delete', callback = delete, fla
 redis.register_function('livevec_raise_floor', raise_floor)
 redis.register_function{function_name = 'livevec_sweep', callback = sweep, flags = {'allow-oom'}}
 redis.register_function('livevec_advance', advance)
+redis.register_function{function_name = 'livevec_clear_marks', callback = clear_marks, flags = {'allow-oom'}}
 redis.register_function{function_name = 'livevec_vectors', callback = vectors, flags = {'no-writes'}}

@@ -1,7 +1,7 @@
 """Every write to the index, made under the version rule by functions.lua, and the look-ups before it."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.resources import files
@@ -163,7 +163,7 @@ class IndexWriter:
 
     async def mark_for_reconcile(self, reason: str) -> None:
         """Note that the log alone cannot make this index right; `livevec verify --repair` can."""
-        pipeline, now_s = self.layout.pipeline, str(time.time())
+        pipeline, now_s = self.layout.pipeline, repr(time.time())
         with translated():
             await cast(Any, self._client).hset(gaps_key(pipeline), reason, now_s)
             await cast(Any, self._client).hset(reconcile_key(pipeline), reason, now_s)
@@ -174,11 +174,24 @@ class IndexWriter:
             found = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
         return {reason.decode(): float(since) for reason, since in found.items()}
 
-    async def reconciled(self, reasons: Collection[str]) -> None:
-        """Forget reasons that a reconcile, started after they were read, has dealt with."""
-        if reasons:
+    async def reconciled(self, marks: Mapping[str, float]) -> None:
+        """Forget the marks that a reconcile, started after they were read, has dealt with.
+
+        A reason that came up again meanwhile has a later time, and stays.
+
+        Args:
+            marks: as `reconcile_reasons` gave them.
+        """
+        if not marks:
+            return
+        parts = [text for reason, since_s in marks.items() for text in (reason, repr(since_s))]
+        key = reconcile_key(self.layout.pipeline)
+        try:
             with translated():
-                await cast(Any, self._client).hdel(reconcile_key(self.layout.pipeline), *reasons)
+                await cast(Any, self._client).fcall("livevec_clear_marks", 1, key, *parts)
+        except FunctionsMissing:
+            await load_functions(self._client)
+            raise
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
         """Ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""

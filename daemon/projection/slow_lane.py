@@ -2,7 +2,7 @@
 
 Live and slow requests share one embedder, which answers in the order of arrival. So the lane keeps few and small
 requests there: a live batch waits for what is ahead of it, and the lane, which is asked in turn, always gets its
-share. While a daemon says that live changes are about, there is one request at a time, and a shorter one.
+share. While a daemon says that live changes are made, there is one request at a time, and a shorter one.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class EmbedderShare:
 
     @property
     def request_s_max(self) -> float:
-        """How long a request may take now."""
+        """The longest that a request may take now."""
         settings = self._settings
         return (settings.live_request_ms_max if self._live else settings.request_ms_max) / 1000
 
@@ -100,7 +100,7 @@ class SlowLane:
         self._next_at_s = 0.0
 
     async def project(self, rows: Sequence[SourceRow], rewrite: Collection[str] = ()) -> Counter[Outcome]:
-        """Returns when every row's effect is acknowledged by Redis; see `Projector.project`.
+        """Project rows, and return once every row's effect is acknowledged by Redis; see `Projector.project`.
 
         Raises:
             StopProcess: a part is set up wrongly.
@@ -109,13 +109,13 @@ class SlowLane:
         outcomes: Counter[Outcome] = Counter()
         running: set[asyncio.Task[Counter[Outcome]]] = set()
         try:
-            rest = rows
-            while rest:
+            waiting = rows
+            while waiting:
                 await self._share.parts.acquire()
                 # Sized now, not before: what a request may take is what it was a moment ago.
-                size = self._part_size(rest)
-                part, rest = rest[:size], rest[size:]
-                task = asyncio.ensure_future(self._one(part, rewrite))
+                size = self._part_size(waiting)
+                part, waiting = waiting[:size], waiting[size:]
+                task = asyncio.ensure_future(self._project_part(part, rewrite))
                 running.add(task)
                 task.add_done_callback(lambda _: self._share.parts.release())
                 for done in [task for task in running if task.done()]:
@@ -131,7 +131,7 @@ class SlowLane:
             await asyncio.gather(*running, return_exceptions=True)
         return outcomes
 
-    async def _one(self, rows: Sequence[SourceRow], rewrite: Collection[str]) -> Counter[Outcome]:
+    async def _project_part(self, rows: Sequence[SourceRow], rewrite: Collection[str]) -> Counter[Outcome]:
         await self._throttle(len(rows))
         await self._share.enter(self._client)
         held = True
@@ -165,7 +165,7 @@ class SlowLane:
         await asyncio.sleep(begin_s - loop.time())
 
     def _part_size(self, rows: Sequence[SourceRow]) -> int:
-        """How many of the rows one request takes within its time."""
+        """Return how many of the rows one request takes within its time."""
         count_max = _ROWS_MAX
         if self.rate_rows_s is not None:
             count_max = max(1, min(count_max, int(self.rate_rows_s)))
@@ -182,12 +182,12 @@ class SlowLane:
 
 
 async def tell_live_changes(client: Client) -> None:
-    """Live changes are about now, and for the next two seconds."""
+    """Say that live changes are made now, for the next two seconds."""
     with translated():
         await cast(Any, client).set(LIVE_KEY, b"1", px=_ABOUT_MS)
 
 
 async def live_changes_are_about(client: Client) -> bool:
-    """Whether a daemon told so within the last two seconds."""
+    """Return whether a daemon said within the last two seconds that live changes are made."""
     with translated():
         return bool(await cast(Any, client).exists(LIVE_KEY))

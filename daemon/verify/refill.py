@@ -7,7 +7,7 @@ steps of a second: read ahead, projected, and on disk before the position moves 
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, Field
@@ -90,7 +90,7 @@ class Copied(BaseModel, frozen=True):
 async def refill(
     projection: Projection,
     durability: Durability,
-    reasons: Collection[str],
+    marks: Mapping[str, float],
     on_progress: OnProgress,
     on_wait: Callable[[str], None],
     *,
@@ -99,7 +99,7 @@ async def refill(
     """Backfill the whole table in this process; return what was copied, and how many documents were swept.
 
     Args:
-        reasons: why it is due; noted no more afterwards.
+        marks: why it is due, and since when; cleared afterwards, unless they were set again.
         on_wait: gets the transaction that has to end before the table is read.
 
     Raises:
@@ -125,7 +125,7 @@ async def refill(
         projection,
         durability,
         snapshot,
-        reasons,
+        marks,
         lambda seen: on_progress("sweep", seen, None),
         may_empty=may_empty,
     )
@@ -136,7 +136,7 @@ async def close(
     projection: Projection,
     durability: Durability,
     snapshot: SnapshotVersion,
-    reasons: Collection[str],
+    marks: Mapping[str, float],
     on_progress: Callable[[int], None],
     *,
     may_empty: bool = False,
@@ -145,6 +145,7 @@ async def close(
 
     Args:
         snapshot: taken after the barrier and before the first row was read.
+        marks: see `refill`.
         on_progress: gets how many documents were looked at.
         may_empty: sweep also where that removes most of the index.
 
@@ -158,7 +159,7 @@ async def close(
     await writer.raise_floors(snapshot)
     removed = await writer.sweep(snapshot, on_progress)
     await durability.reached()
-    await writer.reconciled(reasons)
+    await writer.reconciled(marks)
     return removed
 
 

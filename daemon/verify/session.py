@@ -100,15 +100,15 @@ class Session:
         projection = self._projection
         await projection.ensure_index()
         durability = await Durability.begin(projection.client, projection.config.redis)
-        reasons = tuple(sorted(await self.reconcile_reasons()))
+        marks = await self.reconcile_reasons()
         copied, swept = Copied(), 0
-        if reasons:
+        if marks:
             copied, swept = await refill(
-                projection, durability, reasons, on_progress, on_wait, may_empty=may_empty
+                projection, durability, marks, on_progress, on_wait, may_empty=may_empty
             )
         mender = Mender(self._sides, projection.lane, durability, may_empty=may_empty)
         tally = await self._examined(mender, on_progress, lambda differing, foreign: None)
-        return Repaired(added(copied.outcomes, tally.outcomes), swept, tally.pruned, reasons)
+        return Repaired(added(copied.outcomes, tally.outcomes), swept, tally.pruned, tuple(sorted(marks)))
 
     async def _examined(
         self,

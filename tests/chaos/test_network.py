@@ -6,6 +6,7 @@ import signal
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -14,7 +15,8 @@ from redis import Redis
 
 from deploy.local.stack import Stack
 from tests.chaos.random_load import random_load
-from tests.support.mirrored_table import DaemonProcess, MirroredTable, free_port, wait_until
+from tests.support.mirrored_table import DaemonProcess, MirroredTable, wait_until
+from tests.support.ports import free_port
 from tests.support.proxied_kafka import proxied_kafka
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
@@ -50,7 +52,7 @@ def test_a_faulty_network_before_a_part_loses_nothing(stack: Stack, tmp_path: Pa
                 for fault in FAULTS:
                     inject(proxy, fault)
                     before = load.statements
-                    wait_until(lambda before=before: load.statements > before + 250)
+                    wait_until(lambda before=before: load.statements > before + 250)  # type: ignore[misc]
                     proxy.heal()
                 load.stop()
                 table.wait_equal(120)
@@ -105,7 +107,7 @@ def test_a_faulty_network_before_kafka_loses_nothing(stack: Stack, tmp_path: Pat
         )
         producer = Producer({"bootstrap.servers": kafka.direct})
         expected: dict[str, str] = {}
-        redis = Redis.from_url(addresses.redis_url, decode_responses=True)
+        redis: Any = Redis.from_url(addresses.redis_url, decode_responses=True)
         daemon = DaemonProcess(config, tmp_path / "network.log", port).wait_ready()
         try:
             for number, fault in enumerate(FAULTS):

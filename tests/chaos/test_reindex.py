@@ -36,7 +36,7 @@ async def test_what_it_gives_to_readers_is_whole_whatever_was_killed(mirrored: M
         # Another text: every document is embedded again.
         handle = await reindexes.start(rate=50.0, text="{title} - {body}")
         for number, victim in enumerate(VICTIMS, 1):
-            wait_until(lambda least=120 + number * BETWEEN: filled(least))
+            wait_until(lambda least=120 + number * BETWEEN: filled(least))  # type: ignore[misc]
             assert (await reindexes.versions()).active == old
             processes.kill(victim)
         await handle.execute_update("throttle", 0.0)

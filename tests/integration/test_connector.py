@@ -26,7 +26,7 @@ def captured(stack: Stack) -> Iterator[CapturedSource]:
     finally:
         captured.stop()
         with psycopg.connect(stack.addresses().postgres_dsn, autocommit=True) as connection:
-            connection.execute(f"drop table if exists {captured.name}_t")  # type: ignore[arg-type]
+            connection.execute(f"drop table if exists {captured.name}_t")
 
 
 def keys(envelopes: list[Envelope]) -> list[int]:
@@ -161,8 +161,8 @@ def test_heartbeats_and_messages_through_the_log_come_while_the_tables_are_idle(
 ) -> None:
     captured.start()
     for topic in (heartbeat_topic(captured.source), message_topic(captured.source)):
-        first = wait_until(lambda topic=topic: end_offset(captured.kafka, topic), 20)
-        wait_until(lambda topic=topic, first=first: (end_offset(captured.kafka, topic) or 0) >= first + 3, 20)
+        first = wait_until(lambda topic=topic: end_offset(captured.kafka, topic), 20)  # type: ignore[misc]
+        wait_until(lambda topic=topic, first=first: (end_offset(captured.kafka, topic) or 0) >= first + 3, 20)  # type: ignore[misc]
 
 
 def test_the_slot_holds_back_no_log_while_only_other_tables_are_written(captured: CapturedSource) -> None:
@@ -170,7 +170,7 @@ def test_the_slot_holds_back_no_log_while_only_other_tables_are_written(captured
     captured.execute("create table $S_other as select repeat('x', 1000) from generate_series(1, 5000)")
     written = captured.execute("select (pg_current_wal_lsn() - '0/0')::int8")[0][0]
     try:
-        wait_until(lambda: (slot.read(captured.source).confirmed_lsn or 0) >= written, 20)  # type: ignore[union-attr]
+        wait_until(lambda: (slot.read(captured.source).confirmed_lsn or 0) >= written, 20)
     finally:
         captured.execute("drop table $S_other")
 

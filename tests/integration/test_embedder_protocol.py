@@ -71,7 +71,7 @@ async def test_the_space_is_known_once_it_has_started(provider: Provider) -> Non
 async def test_vectors_are_rows_of_float32_that_nobody_can_change(embedder: Embedder) -> None:
     for texts in (TEXTS, TEXTS[:1]):
         embeddings = await embedder.embed(texts)
-        assert (embeddings.dtype, embeddings.shape) == (np.float32, (len(texts), 384))
+        assert (embeddings.dtype, embeddings.shape) == (np.dtype(np.float32), (len(texts), 384))
         assert embeddings.flags.c_contiguous
         assert not embeddings.flags.writeable
 

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from redis import Redis
 
 from deploy.local.stack import Addresses, Stack
-from tests.support.mirrored_table import METRICS, DaemonProcess, free_port, wait_until
+from tests.support.mirrored_table import METRICS, DaemonProcess, wait_until
+from tests.support.ports import free_port
 
 PIPELINE = "notes"
 
@@ -76,7 +78,7 @@ class Notes:
         )
         return json.loads(done.stdout)
 
-    def texts(self) -> dict[str, str]:
+    def texts(self) -> dict[Any, Any]:
         found = {}
         for key in self.redis.scan_iter(match=f"lv:{PIPELINE}:1:doc:*", count=1000):
             identifier, text = self.redis.hmget(key, "id", "text")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from daemon.settings import KafkaSettings
 from daemon.source.kafka.reader import KafkaReader, Partition
@@ -22,7 +22,7 @@ def topic(stack: Stack) -> Iterator[str]:
     """With RECORDS records."""
     name = f"t{uuid.uuid4().hex[:8]}"
     servers = {"bootstrap.servers": stack.addresses().kafka_bootstrap_servers}
-    admin = AdminClient(servers)
+    admin = AdminClient({**servers})
     admin.create_topics([NewTopic(name, 1, 1)])[name].result()
     producer = Producer(servers)
     for number in range(RECORDS):

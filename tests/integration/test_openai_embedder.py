@@ -87,7 +87,7 @@ async def test_rows_belong_to_texts_in_every_form_of_answer(
 ) -> None:
     server.form, server.shuffled = form, shuffled
     embeddings = await embedder.embed(TEXTS)
-    assert (embeddings.dtype, embeddings.shape) == (np.float32, (40, 384))
+    assert (embeddings.dtype, embeddings.shape) == (np.dtype(np.float32), (40, 384))
     assert embeddings.flags.c_contiguous
     assert not embeddings.flags.writeable
     np.testing.assert_array_equal(embeddings, server.vectors(TEXTS))
@@ -149,10 +149,14 @@ async def test_another_model_dimension_or_document_prompt_is_another_space(serve
         given = {"provider": "openai", "url": server.url, "model": MODEL, **settings}
         return OpenAIEmbedder(EmbeddingSettings(**given)).space.fingerprint
 
-    others = [{"model": "another"}, {"dimension": 256}, {"document_prompt": "passage: "}]
+    others: list[dict[str, Any]] = [
+        {"model": "another"},
+        {"dimension": 256},
+        {"document_prompt": "passage: "},
+    ]
     assert len({fingerprint(), *(fingerprint(**other) for other in others)}) == 4
     # The same model from elsewhere, called otherwise: nothing needs to be embedded again.
-    same = [
+    same: list[dict[str, Any]] = [
         {"url": "http://elsewhere/v1"},
         {"api_key": "k"},
         {"query_prompt": "query: "},

@@ -32,7 +32,7 @@ def cluster() -> Iterator[PostgresCluster]:
 def db(cluster: PostgresCluster) -> Iterator[Connection]:
     with cluster.connect() as connection:
         for (left,) in connection.execute("select gid from pg_prepared_xacts").fetchall():
-            connection.execute(f"rollback prepared '{left}'")  # type: ignore[arg-type]
+            connection.execute(f"rollback prepared '{left}'")
         connection.execute("drop table if exists t cascade")
         connection.execute("create table t (id int primary key, title text)")
         connection.execute("insert into t select i, 'title ' || i from generate_series(1, 1000) i")

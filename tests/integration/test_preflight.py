@@ -36,7 +36,7 @@ def source(stack: Stack) -> Iterator[CapturedSource]:
     finally:
         source.stop()
         with psycopg.connect(stack.addresses().postgres_dsn, autocommit=True) as connection:
-            connection.execute(f"drop table if exists {source.name}_t cascade")  # type: ignore[arg-type]
+            connection.execute(f"drop table if exists {source.name}_t cascade")
 
 
 def check(source: CapturedSource) -> list[Finding]:

@@ -95,14 +95,14 @@ def test_the_lsns_of_one_key_may_run_against_the_order_of_the_commits(
     with cluster.connect(autocommit=False) as deleting, cluster.connect() as copying:
 
         def copy() -> None:
-            with copying.cursor().copy(f"copy {table} from stdin") as stream:  # type: ignore[arg-type]
+            with copying.cursor().copy(f"copy {table} from stdin") as stream:
                 stream.write("2\tnew\n1\tnew\n")
 
-        deleting.execute(f"delete from {table} where id = 2")  # type: ignore[arg-type]
+        deleting.execute(f"delete from {table} where id = 2")
         thread = threading.Thread(target=copy)
         thread.start()
         wait_until(lambda: waits_for_a_lock(captured, copying.info.backend_pid), 20)
-        deleting.execute(f"delete from {table} where id = 1")  # type: ignore[arg-type]
+        deleting.execute(f"delete from {table} where id = 1")
         deleting.commit()
         thread.join(20)
     assert captured.execute("select title from $S_t where id = 1") == [("new",)]
@@ -119,7 +119,7 @@ def test_the_lsns_of_one_key_may_run_against_the_order_of_the_commits(
 def test_the_first_transaction_after_lost_offsets_does_not_tell_its_place(captured: CapturedSource) -> None:
     (first,) = captured.envelopes("$S_t", count(1))
     # Else the slot would send that transaction once more, and it would be the first.
-    wait_until(lambda: (slot.read(captured.source).confirmed_lsn or 0) > first.lsn, 20)  # type: ignore[union-attr]
+    wait_until(lambda: (slot.read(captured.source).confirmed_lsn or 0) > first.lsn, 20)
     captured.client.forget_offsets(captured.name)
     captured.client.resume(captured.name)
     captured.client.wait_until_streaming(captured.source, 60)
@@ -146,7 +146,7 @@ async def test_a_commit_is_in_the_log_before_it_is_visible(
     wait_until(lambda: captured.execute("show synchronous_standby_names") == [("nobody",)], 10)
     with cluster.connect() as committing:
         sql = f"insert into {table.name} values (1, 'stuck')"
-        thread = threading.Thread(target=lambda: committing.execute(sql))  # type: ignore[arg-type]
+        thread = threading.Thread(target=lambda: committing.execute(sql))
         try:
             thread.start()
             stuck = captured.envelopes("$S_t", has(1, "c"))[-1]
@@ -171,7 +171,7 @@ async def test_a_prepared_transaction_is_running_until_its_commit_and_keeps_its_
     with cluster.connect() as preparing:
         preparing.execute("begin")
         number = top_xid(preparing)
-        preparing.execute(f"insert into {captured.name}_t values (1, 'prepared')")  # type: ignore[arg-type]
+        preparing.execute(f"insert into {captured.name}_t values (1, 'prepared')")
         preparing.execute("prepare transaction 'p'")
     captured.execute("insert into $S_t values (2, 'later')")
     between = await reader.snapshot()
@@ -195,9 +195,9 @@ async def test_savepoints_show_as_their_top_transaction_in_the_log_and_in_snapsh
     with cluster.connect(autocommit=False) as working:
         number = top_xid(working)
         working.execute("savepoint one")
-        working.execute(f"insert into {table} values (1, 'inner')")  # type: ignore[arg-type]
+        working.execute(f"insert into {table} values (1, 'inner')")
         working.execute("savepoint two")
-        working.execute(f"insert into {table} values (2, 'innermost')")  # type: ignore[arg-type]
+        working.execute(f"insert into {table} values (2, 'innermost')")
         captured.execute("insert into $S_t values (9, 'beside')")
         running = await reader.snapshot()
         assert running.xip == (number,)
@@ -221,14 +221,14 @@ async def test_a_rewrite_of_the_table_while_a_chunk_is_read(
     with cluster.connect(autocommit=False) as altering, cluster.connect(autocommit=False) as reading:
         reading.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         reading.execute("select pg_current_snapshot()")
-        altering.execute(f"alter table {name} alter id type int8")  # type: ignore[arg-type]
+        altering.execute(f"alter table {name} alter id type int8")
         altering.commit()
-        assert reading.execute(f"select count(*) from {name}").fetchone() == (0,)  # type: ignore[arg-type]
+        assert reading.execute(f"select count(*) from {name}").fetchone() == (0,)
     assert captured.execute("select count(*) from $S_t") == [(1,)]
 
     table = await reader.schema(f"public.{name}")
     with cluster.connect(autocommit=False) as altering:
-        altering.execute(f"alter table {name} add filled int default random(1, 9)")  # type: ignore[arg-type]
+        altering.execute(f"alter table {name} add filled int default random(1, 9)")
         altered = threading.Timer(0.5, altering.commit)
         altered.start()
         read = await reader.chunk(table, None, 10, ["title"])
@@ -262,7 +262,7 @@ def test_a_slot_that_was_moved_ahead_goes_unnoticed_even_under_trust_offset(
         captured.execute("insert into $S_t values (1, 'before')")
         (last,) = captured.envelopes("$S_t", count(1))
         captured.client.delete(captured.source, with_slot=False)
-        wait_until(lambda: not slot.read(captured.source).active, 20)  # type: ignore[union-attr]
+        wait_until(lambda: not slot.read(captured.source).active, 20)
         captured.execute("insert into $S_t values (2, 'lost')")
         captured.execute(
             "select pg_replication_slot_advance(%s, pg_current_wal_lsn())", [captured.source.slot_name]

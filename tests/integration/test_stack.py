@@ -25,6 +25,7 @@ from deploy.local.process import SERVER_MARK, marked
 from deploy.local.stack import Addresses, Progress, Stack
 from tests.support.stack_fixture import running_stack, throwaway_home
 
+pytestmark = pytest.mark.xdist_group("test_stack")  # its stacks are its own
 NAMES = ("postgres", "kafka", "connect", "triton", "redis", "temporal")
 
 
@@ -90,7 +91,7 @@ class TestAddresses:
 
     def test_kafka_keeps_a_record(self, addresses: Addresses) -> None:
         server = {"bootstrap.servers": addresses.kafka_bootstrap_servers}
-        admin = AdminClient(server)
+        admin = AdminClient({**server})
         admin.create_topics([NewTopic("kept", 1)])["kept"].result(10)
         producer = Producer(server)
         producer.produce("kept", b"a record")
@@ -384,7 +385,8 @@ class TestSmallStacks:
             addresses = stack.up(detach=True)
             with psycopg.connect(addresses.postgres_dsn) as connection:
                 connection.execute("create table kept as select 1")
-                folder = Path(connection.execute("show data_directory").fetchone()[0])
+                [(data,)] = connection.execute("show data_directory").fetchall()
+                folder = Path(data)
             try:
                 assert home not in folder.parents
                 assert folder.stat().st_uid == 65_534

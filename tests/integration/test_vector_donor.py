@@ -87,7 +87,7 @@ async def test_of_a_document_that_is_gone_or_not_whole_nothing_is_given(client: 
     await IndexWriter(client, Layout("books", 1), 16).write([Delete(IDS[0], LogVersion(0, 2, 2, 2), 60_000)])
     stems = [Layout("books", 1).keys(one)[2] for one in IDS]
     await client.delete(f"{stems[1]}:1")
-    await client.hset(f"{stems[2]}:0", "embedding", b"short")  # type: ignore[misc]
+    await client.hset(f"{stems[2]}:0", "embedding", b"short")
     given = await found.vectors([(one, f"hash of {one}") for one in IDS[:4]])
     assert [len(vectors) for vectors in given] == [0, 0, 0, 2]
 

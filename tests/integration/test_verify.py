@@ -1,8 +1,6 @@
 """`livevec verify` sees every kind of damage, is not fooled by changes on their way, and --repair mends it all."""
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,7 +92,7 @@ async def test_without_vectors_nothing_is_embedded_and_a_wrong_one_not_seen(tabl
 
 
 async def test_a_repair_clears_the_reasons_that_were_noted_before_it(table: MirroredTable) -> None:
-    table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1")
+    table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1.0")
     async with opened(table.config, table.config.pipelines[0], vectors=False) as session:
         done = await session.repair(lambda *_: None, lambda _: None)
         assert done.reasons == ("redis_went_back",)
@@ -102,8 +100,7 @@ async def test_a_repair_clears_the_reasons_that_were_noted_before_it(table: Mirr
 
 
 def verify(table: MirroredTable, *arguments: str) -> tuple[int, dict[str, Any]]:
-    command = [Path(sys.executable).parent / "livevec", "--config", table.config_path, "verify", *arguments]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    done = table.command("verify", *arguments, "--json")
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -136,7 +133,7 @@ async def test_a_repair_that_would_remove_most_of_an_index_removes_nothing_befor
         mirrored.wait_equal()
         assert daemon.terminate() == 0
     mirrored.execute("delete from $T where id > 70")
-    for reasons in ({}, {"redis_went_back": "1"}):
+    for reasons in ({}, {"redis_went_back": "1.0"}):
         for reason, since in reasons.items():
             mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", reason, since)
         with pytest.raises(StopPipeline, match=r"80 or more of the 150 documents.*--repair --yes"):
@@ -181,7 +178,7 @@ async def test_changes_on_their_way_are_no_differences_and_a_repair_beside_them_
                 report = await check(mirrored)
                 assert report.ok, report.differing
             await check(mirrored, repair=True)
-            mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", "redis_went_back", "1")
+            mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", "redis_went_back", "1.0")
             await check(mirrored, repair=True)
         finally:
             stop.set()

@@ -1,6 +1,7 @@
 """Every way in which an index can differ from its table, made by hand on a table at rest."""
 
 from collections.abc import Callable
+from typing import Any
 
 from daemon.index.layout import Layout
 from daemon.verify.differences import Difference as D
@@ -49,7 +50,7 @@ def orphaned(table: MirroredTable) -> Found:
 
 
 def hash_without_bookkeeping(table: MirroredTable) -> Found:
-    copy = table.redis.hgetall(key_of(table, "7"))
+    copy: Any = table.redis.hgetall(key_of(table, "7"))
     for identifier in ("9999", "no number"):
         table.redis.hset(key_of(table, identifier), mapping=copy)
     return {one: frozenset({D.ORPHANED}) for one in ("9999", "no number")}
@@ -72,7 +73,8 @@ def no_vector(table: MirroredTable) -> Found:
 
 
 def surplus_chunk(table: MirroredTable) -> Found:
-    table.redis.hset(key_of(table, "12", 1), mapping=table.redis.hgetall(key_of(table, "12")))
+    chunk: Any = table.redis.hgetall(key_of(table, "12"))
+    table.redis.hset(key_of(table, "12", 1), mapping=chunk)
     return {"12": frozenset({D.SURPLUS_CHUNKS})}
 
 

@@ -1,10 +1,12 @@
-"""One table with all that mirrors it (connector, topics, index, daemon processes), for a test of its own."""
+"""One table with all that mirrors it (connector, topics, index, daemon processes), for one test or one module.
+
+All tables of a session are captured by one connector, which a table joins within a second; a test that changes the
+connector, its slot or its source asks for one of its own, whose task takes Debezium several seconds to start.
+"""
 
 import asyncio
 import json
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from confluent_kafka.admin import AdminClient
 from redis import Redis
 from temporalio.client import Client
 
+from connectors import slot
 from connectors.connect import KafkaConnect
 from connectors.definition import heartbeat_topic, message_topic, render
 from connectors.prepare import prepare
@@ -32,6 +35,7 @@ from daemon.config import load
 from daemon.errors import WorkflowError
 from daemon.settings import Config, PostgresSource
 from deploy.local.stack import Stack
+from tests.support.ports import free_port, free_ports
 from workflows.client import connect
 
 DDL = "id bigint primary key, title text, body text, category text, price numeric(10,2)"
@@ -39,6 +43,9 @@ METRICS = "127.0.0.1:9"
 """Stands in the table's configuration; each daemon gets a copy with a port of its own."""
 SDK_METRICS = "127.0.0.1:10"
 TEXT = "{title}: {body}"
+SHARED_SOURCE = "shared"
+SHARED_TABLES = r"public\.t[0-9a-f]{8}"
+"""The tables that the shared connector captures, those that are not there yet included: a pattern of Debezium's."""
 
 
 def wait_until(condition: Callable[[], Any], deadline_s: float = 60.0, what: str = "") -> Any:
@@ -53,18 +60,6 @@ def wait_until(condition: Callable[[], Any], deadline_s: float = 60.0, what: str
         time.sleep(0.05)
 
 
-def free_port() -> int:
-    """Below the kernel's ephemeral range: no client's outgoing connection can take it before it is used."""
-    while True:
-        port = random.SystemRandom().randrange(12_000, 20_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
 class DaemonProcess:
     """`livevec run` as a process of its own."""
 
@@ -74,10 +69,10 @@ class DaemonProcess:
         self.log = log
         self._url = f"http://127.0.0.1:{metrics_port}"
         self._file = log.open("ab")
-        command = [Path(sys.executable).parent / "livevec", "--config", config, self.command]
+        command = [str(Path(sys.executable).parent / "livevec"), "--config", str(config), self.command]
         self.process = subprocess.Popen(command, stderr=self._file, stdout=self._file)
 
-    def wait_ready(self) -> "DaemonProcess":
+    def wait_ready(self) -> Self:
         wait_until(self._ready, 60, f"the daemon is ready; its log: {self.log}")
         return self
 
@@ -135,7 +130,12 @@ class WorkerProcess(DaemonProcess):
 
 
 class MirroredTable:
-    """`public.<name>` in the stack's database, mirrored by the pipeline `<name>`."""
+    """`public.<name>` in the stack's database, mirrored by the pipeline `<name>`.
+
+    Args:
+        own_connector: have a source, a connector and a slot named like the table, which `connect` creates and
+            `close` removes. Otherwise the changes of a table reach its topic from the moment it is created.
+    """
 
     def __init__(
         self,
@@ -145,11 +145,13 @@ class MirroredTable:
         settings: str = "",
         pipeline: str = "",
         partitions: int = 1,
+        own_connector: bool = False,
     ) -> None:
         self.stack = stack
-        self.name = f"t{uuid.uuid4().hex[:8]}"
+        self.name = f"t{uuid.uuid4().hex[:8]}" if not own_connector else f"own{uuid.uuid4().hex[:8]}"
         self.folder = folder
         self.partitions = partitions
+        self._own_connector = own_connector
         self.addresses = stack.addresses()
         self.config_path = folder / f"{self.name}.toml"
         self.config_path.write_text(self._toml(settings, pipeline))
@@ -168,6 +170,7 @@ class MirroredTable:
 
     def _toml(self, settings: str, pipeline: str) -> str:
         a = self.addresses
+        source = self.name if self._own_connector else SHARED_SOURCE
         return f"""
             [kafka]
             bootstrap_servers = "{a.kafka_bootstrap_servers}"
@@ -193,12 +196,12 @@ class MirroredTable:
             {settings}
             [[sources]]
             kind = "postgres"
-            name = "{self.name}"
+            name = "{source}"
             dsn = "{a.postgres_dsn}"
             topic_partitions = {self.partitions}
             [[pipelines]]
             name = "{self.name}"
-            source = "{self.name}"
+            source = "{source}"
             table = "public.{self.name}"
             text = "{TEXT}"
             metadata = [{{ column = "category" }}, {{ column = "price", type = "numeric" }}]
@@ -210,10 +213,19 @@ class MirroredTable:
         return self.config.kafka.dead_letter_topic(self.name)
 
     def connect(self) -> None:
-        """Create the connector and wait until it streams."""
+        """Create the connector, unless it is there, and wait until it streams."""
         with KafkaConnect(self.config.connect) as client:
-            client.apply(self.name, render(self.source, self.config.pipelines))
+            client.apply(self.source.name, self._definition())
             client.wait_until_streaming(self.source, deadline_s=60)
+
+    def _definition(self) -> dict[str, str]:
+        """The connector's configuration; the shared one's is the same for every table."""
+        if self._own_connector:
+            return render(self.source, self.config.pipelines)
+        shared = PostgresSource(
+            name=SHARED_SOURCE, dsn=self.source.dsn, connector={"table.include.list": SHARED_TABLES}
+        )
+        return render(shared, self.config.pipelines)
 
     def start_daemon(self) -> DaemonProcess:
         """Start a daemon without waiting for it."""
@@ -234,7 +246,7 @@ class MirroredTable:
 
     def start_worker(self) -> WorkerProcess:
         """Start a worker of the workflows without waiting for it."""
-        number, ports = len(self._workers), (free_port(), free_port())
+        number, ports = len(self._workers), free_ports(2)
         config = self.folder / f"worker-{number}.toml"
         text = self.config_path.read_text()
         text = text.replace(f'"{METRICS}"', f'"127.0.0.1:{ports[0]}"')
@@ -358,7 +370,9 @@ class MirroredTable:
             while len(letters) < end:
                 for message in consumer.consume(end - len(letters), timeout=1):
                     assert message.error() is None, message.error()
-                    letters.append({name: value.decode() for name, value in message.headers() or []})
+                    letters.append(
+                        {name: value.decode() for name, value in dict(message.headers() or []).items()}
+                    )
             return letters
         finally:
             consumer.close()
@@ -385,12 +399,27 @@ class MirroredTable:
             thread.submit(asyncio.run, end()).result()
 
     def close(self) -> None:
-        """Stop the daemons and workers, remove connector, slot, topics and keys."""
+        """Stop the daemons and workers, remove the index, and the connector if it is the table's own."""
         for process in (*self._daemons, *self._workers):
             process.close()
         self.end_workflows()
+        if self._own_connector:
+            self._remove_source()
+        # A table and a topic of the shared connector stay: it may still be about to read the one and write the other.
+        self.db.close()
+        for index in self.redis.execute_command("FT._LIST"):
+            if index.startswith(f"{self.name}:".encode()):
+                self.redis.execute_command("FT.DROPINDEX", index, "DD")
+        for pattern in (f"lv:{self.name}:*", f"lv:positions:{self.name}:*", f"lv:source:{self.name}:*"):
+            for key in self.redis.scan_iter(match=pattern, count=1000):
+                self.redis.delete(key)
+        self.redis.close()
+
+    def _remove_source(self) -> None:
         with KafkaConnect(self.config.connect) as client:
-            client.delete(self.source, with_slot=True)
+            # Its stored offsets may stay, which take Connect a second to remove: no other connector gets this name.
+            client.delete(self.source, with_slot=False)
+        slot.drop(self.source, 30)
         admin = AdminClient({"bootstrap.servers": self.addresses.kafka_bootstrap_servers})
         topics = [
             self.topic,
@@ -402,14 +431,6 @@ class MirroredTable:
             deleted.exception()
         self.db.execute(f"drop publication if exists {self.source.publication_name}")
         self.db.execute(f"drop table if exists {self.name}")
-        self.db.close()
-        for index in self.redis.execute_command("FT._LIST"):
-            if index.startswith(f"{self.name}:".encode()):
-                self.redis.execute_command("FT.DROPINDEX", index, "DD")
-        for pattern in (f"lv:{self.name}:*", f"lv:positions:{self.name}:*", f"lv:source:{self.name}:*"):
-            for key in self.redis.scan_iter(match=pattern, count=1000):
-                self.redis.delete(key)
-        self.redis.close()
 
 
 def _text(value: bytes | None) -> str | None:

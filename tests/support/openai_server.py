@@ -83,7 +83,7 @@ class OpenAIServer:
         self.requests: list[Request] = []
         self.answered = 0
         self._port = 0
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
 
     @property
     def url(self) -> str:

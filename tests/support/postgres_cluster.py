@@ -14,7 +14,7 @@ import psycopg
 from deploy.local.home import Home
 from deploy.local.servers.base import Command, Site, launch_line
 from deploy.local.servers.postgres import Postgres
-from tests.support.mirrored_table import free_port
+from tests.support.ports import free_port
 from tests.support.stack_fixture import throwaway_home
 
 

@@ -20,7 +20,7 @@ from deploy.local.progress import silent
 from deploy.local.servers import java
 from deploy.local.servers.base import TEMPLATES
 from tests.support.mirrored_table import wait_until
-from tests.support.redis_server import free_ports
+from tests.support.ports import free_ports
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 

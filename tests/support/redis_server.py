@@ -1,6 +1,5 @@
 """Real Redis servers for one test module: on 127.0.0.1 and a unix socket, empty at the start, gone at the end."""
 
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError
+
+from tests.support.ports import free_ports
 
 SLOTS = 16_384
 START_TIMEOUT_S = 20.0
@@ -91,18 +92,6 @@ def redis_cluster(folder: Path, nodes: int = 3) -> Iterator[list[RedisServer]]:
                 )
             time.sleep(0.02)
         yield servers
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
-    finally:
-        for held in sockets:
-            held.close()
 
 
 def _command(server: RedisServer, folder: Path, *, search: bool) -> list[str]:

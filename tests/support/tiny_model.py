@@ -95,7 +95,7 @@ def ragged_vectors(folder: Path, texts: list[str]) -> np.ndarray:
     tokens = [tokenizer.encode(text).ids for text in texts]
     grid = np.zeros((len(texts), max(map(len, tokens))), np.int32)
     mask = np.zeros(grid.shape, np.float32)
-    ids, positions, places = [], [], []
+    ids, positions, places = list[int](), list[int](), list[int]()
     for row, row_ids in enumerate(tokens):
         for position, token in enumerate(row_ids):
             grid[row, position], mask[row, position] = len(ids), 1

@@ -17,7 +17,7 @@ from deploy.local import artifacts
 from deploy.local.progress import silent
 from deploy.local.servers.base import package_folder
 from deploy.local.servers.triton import shared_libpython
-from tests.support.redis_server import free_ports
+from tests.support.ports import free_ports
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0

@@ -13,6 +13,7 @@ from daemon.core.batching import (
     Finished,
     Fixed,
     Limits,
+    Policy,
     Running,
     Wait,
     Waiting,
@@ -206,7 +207,11 @@ def test_deadline_is_overloaded_when_no_batch_is_in_time_for_a_second() -> None:
 def test_every_policy_stays_within_its_bounds(
     tokens: list[int], age_s: float, running: int, name: str
 ) -> None:
-    policies = {"deadline": Deadline(LIMITS, 0.1), "fixed": Fixed(LIMITS, 32), "aimd": Aimd(LIMITS, 64)}
+    policies: dict[str, Policy] = {
+        "deadline": Deadline(LIMITS, 0.1),
+        "fixed": Fixed(LIMITS, 32),
+        "aimd": Aimd(LIMITS, 64),
+    }
     items = [Waiting(0.0, 0.1, count) for count in tokens]
     decision = policies[name].decide(age_s, items, [Running(100)] * running)
     if isinstance(decision, Close):

@@ -64,10 +64,6 @@ def _differing(a: Any, b: Any, name: str = "") -> Iterator[str]:
         yield name
 
 
-def test_the_packaged_reference_is_the_one_in_the_repository() -> None:
-    assert (ROOT / "daemon" / "reference.toml").read_text("utf-8") == REFERENCE.read_text("utf-8")
-
-
 @pytest.mark.parametrize(
     ("section", "shown"),
     [

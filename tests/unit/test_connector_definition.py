@@ -13,7 +13,7 @@ from daemon.settings import Pipeline, PostgresSource
 
 def source(**settings: object) -> PostgresSource:
     return PostgresSource(
-        **{"name": "shop", "dsn": SecretStr("postgresql://livevec:secret@db:6432/shop"), **settings}  # type: ignore[arg-type]
+        **{"name": "shop", "dsn": SecretStr("postgresql://livevec:secret@db:6432/shop"), **settings}
     )
 
 

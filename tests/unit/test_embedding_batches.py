@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from daemon.embedding.batches import EmbeddingBatches
-from daemon.embedding.embedder import EmbeddingSpace
+from daemon.embedding.embedder import EmbeddingSpace, Prompt
 from daemon.errors import RejectRow, RetryLater, SplitBatch, StopProcess
 from daemon.patience import Patience
 from daemon.settings import RetrySettings
@@ -26,7 +27,9 @@ class RefusingEmbedder:
     async def start(self) -> EmbeddingSpace:
         return self.space
 
-    async def embed(self, texts: Sequence[str]) -> np.ndarray:
+    async def embed(
+        self, texts: Sequence[str], *, prompt: Prompt = "document"
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
         self.requests.append(list(texts))
         if self.away:
             self.away -= 1

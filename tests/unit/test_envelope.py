@@ -149,8 +149,7 @@ def broken(draw: st.DrawFn) -> tuple[bytes, bytes | None]:
             else:
                 target[name] = draw(JSON)
         if not isinstance(value.get("source"), dict):
-            value["source"] = value.get("source")
-            break
+            break  # there is nothing left in it to break
     data = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATETIME) if _fits(value) else b"{}"
     cut = draw(st.integers(0, len(data)))
     return (data if draw(st.booleans()) else data[:cut]), orjson.dumps(key) if _fits(key) else None
@@ -164,7 +163,7 @@ def _fits(value: Any) -> bool:
     return True
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=2_000, deadline=None)
 @given(broken())
 def test_no_broken_record_raises_anything_but_a_class(case: tuple[bytes, bytes | None]) -> None:
     value, key = case

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from daemon.verify import looks
 from daemon.verify.comparison import Look
 from daemon.verify.differences import Difference as D
 from daemon.verify.looks import LOOKS, LOOKS_MAX, LookPace, SecondLooks
@@ -34,8 +33,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     async def sleep(seconds: float) -> None:
         now_s[0] += seconds
 
-    monkeypatch.setattr(looks.asyncio, "sleep", sleep)
-    monkeypatch.setattr(looks.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr("daemon.verify.looks.asyncio.sleep", sleep)
+    monkeypatch.setattr("daemon.verify.looks.time.monotonic", lambda: now_s[0])
 
 
 def at_rest(*kinds: D) -> Iterator[Look]:

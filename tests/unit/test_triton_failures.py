@@ -1,8 +1,8 @@
 """What becomes of each of Triton's errors."""
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import pytest
-from grpc.aio import AioRpcError, Metadata
+from grpc.aio import AioRpcError, Metadata  # type: ignore[import-untyped]
 
 from daemon.embedding.triton.failures import Cause, cause_of, failure_of
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch

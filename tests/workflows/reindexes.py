@@ -85,7 +85,7 @@ class Reindexes:
         handle = await self.start(**order)
         return handle, await self.reached(handle, GRACE)
 
-    async def another(self) -> dict[str, int]:
+    async def another(self) -> dict[str, Any]:
         """A change of no matter, but one."""
         return {"m": (await self.versions()).version().m + 1}
 
@@ -204,7 +204,7 @@ class Readers:
         return [now for before, now in zip([None, *self.seen], self.seen, strict=False) if now != before]
 
     def _ask(self, stop: threading.Event, registry: str | None) -> None:
-        client = Redis.from_url(self.table.addresses.redis_url, protocol=2)
+        client: Any = Redis.from_url(self.table.addresses.redis_url, protocol=2)
         random = np.random.default_rng(1)
         records: dict[int, IndexVersion] = {}
         while not stop.wait(1 / QUERIES_PER_S):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.mirrored_table import MirroredTable, free_port
+from tests.support.mirrored_table import MirroredTable
+from tests.support.ports import free_port
 from tests.workflows.backfills import Backfills, insert
 
 ROWS = 300
@@ -131,7 +132,7 @@ def test_without_temporal_it_says_what_to_do(
     )
     config = tmp_path / "away.toml"
     config.write_text(rows.config_path.read_text().replace(before, after))
-    command = [Path(sys.executable).parent / "livevec", "--config", config, "workflows"]
+    command = [str(Path(sys.executable).parent / "livevec"), "--config", str(config), "workflows"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
     assert done.returncode == 1
     assert told in done.stderr

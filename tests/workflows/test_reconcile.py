@@ -111,7 +111,7 @@ async def test_an_index_that_was_dropped_is_made_again(table: MirroredTable) -> 
 async def test_where_a_reconcile_is_due_nothing_of_before_it_is_applied_any_more(
     table: MirroredTable,
 ) -> None:
-    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1")
+    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1.0")
     told = await reconciled(table)
     assert (told.reasons, told.backfilled, told.ok) == (("partitions_changed",), False, False)
     mended = await reconciled(table, repair=True)
@@ -326,7 +326,7 @@ async def test_a_paused_reconcile_goes_on_with_all_that_is_left(table: MirroredT
 async def test_the_backfill_of_a_paused_reconcile_is_paused_and_throttled_with_it(
     table: MirroredTable,
 ) -> None:
-    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1")
+    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1.0")
     handle = await started(table, ReconcileOrder(subject=subject(table, repair=True), rate=50.0))
     client = await connect(table.config)
 
@@ -378,7 +378,7 @@ async def test_composite_keys_of_any_characters_are_checked_in_ranges_and_mended
 
 
 async def test_a_worker_that_leads_to_another_database_repairs_nothing(table: MirroredTable) -> None:
-    key = f"lv:source:{table.name}:identity"
+    key = f"lv:source:{table.source.name}:identity"
     before = table.redis.get(key)
     assert before is not None
     try:

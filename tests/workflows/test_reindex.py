@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
@@ -239,7 +240,7 @@ async def test_where_the_log_lacked_something_meanwhile_it_is_filled_anew_and_no
     ],
 )
 async def test_what_cannot_be_made_is_refused_before_anything_is(
-    reindexes: Reindexes, changes: dict[str, object], told: str
+    reindexes: Reindexes, changes: dict[str, Any], told: str
 ) -> None:
     before = await reindexes.versions()
     handle = await reindexes.start(**changes)

@@ -1,5 +1,8 @@
 """What a reindex decides over days, its time skipped; what it would do is done by a small fake."""
 
+# temporalio types the answer of an awaited update as a coroutine.
+# mypy: disable-error-code="unused-coroutine"
+
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -17,11 +20,11 @@ from temporalio.worker import Worker
 
 from daemon.errors import ConfigError, RetryLater
 from daemon.index.registry import IndexVersion
+from daemon.verify.differences import Tally
 from workflows import search_attributes
 from workflows.backfill.workflow import BackfillOrder, BackfillResult
 from workflows.client import reason
 from workflows.failures import application_error
-from workflows.reconcile.contract import Tally
 from workflows.reconcile.workflow import Reconciled, ReconcileOrder
 from workflows.registry import sandbox
 from workflows.reindex.contract import (

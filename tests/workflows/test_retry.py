@@ -11,7 +11,8 @@ from confluent_kafka import Consumer, TopicPartition
 from daemon.core.version import SnapshotVersion, decode
 from daemon.index.layout import Layout
 from deploy.local.stack import Stack
-from tests.support.mirrored_table import MirroredTable, WorkerProcess, free_port, wait_until
+from tests.support.mirrored_table import MirroredTable, WorkerProcess, wait_until
+from tests.support.ports import free_port
 from tests.support.tcp_proxy import tcp_proxy
 from tests.workflows.retries import Retries
 from workflows.retry.contract import TryOutcome
@@ -181,7 +182,7 @@ async def test_an_embedder_that_is_away_is_no_attempt_of_the_row(table: Mirrored
     away = f"127.0.0.1:{free_port()}"
     with configured(table, HASTY, BY_TIME):
         with configured(table, table.addresses.triton_grpc, away), table.worker() as worker:
-            failures = 'livevec_failures_total{failure="RetryLater",part="embedder"}'
+            failures = 'livevec_failures_total{failure="RetryLater",part="embedder text_embedder"}'
             wait_until(lambda: worker.metrics().get(failures, 0) > 5)
             assert (await (await Retries.of(table)).held())["40"].attempts == 0
             assert worker.terminate() == 0

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,7 +16,8 @@ from redis import Redis
 
 from daemon.config import load
 from deploy.local.stack import Stack
-from tests.support.mirrored_table import DaemonProcess, WorkerProcess, free_port, wait_until
+from tests.support.mirrored_table import DaemonProcess, WorkerProcess, wait_until
+from tests.support.ports import free_port
 from tests.workflows.retries import Retries
 from workflows.retry.contract import GivenUp, Selection, TryOutcome
 from workflows.retry.workflow import Retry
@@ -97,7 +99,7 @@ class Notes:
         for deleted in self.admin.delete_records([end]).values():
             deleted.result()
 
-    def texts(self) -> dict[str, str]:
+    def texts(self) -> dict[Any, Any]:
         found = {}
         for key in self.redis.scan_iter(match=f"lv:{self.name}:1:doc:*", count=1000):
             identifier, text = self.redis.hmget(key, "id", "text")

@@ -1,17 +1,14 @@
 """The worker: a new build takes over what an older one began, and a lone one works out of the box."""
 
-import ast
 import asyncio
 from pathlib import Path
 
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
 
-from daemon.settings import WorkerSettings
 from tests.support.mirrored_table import MirroredTable, WorkerProcess
 from tests.workflows.backfills import Backfills, insert
 from workflows import search_attributes
 from workflows.client import connect
-from workflows.deployment import DECIDING, build_id, deployment
 
 
 def start(table: MirroredTable, build: str) -> WorkerProcess:
@@ -70,39 +67,6 @@ async def test_search_attributes_are_registered_once(mirrored: MirroredTable) ->
         one.id async for one in client.list_workflows("LivevecPhase = 'no such' AND LivevecPercent > 100")
     ]
     assert names == []
-
-
-def test_a_build_is_named_after_the_version_and_what_decides() -> None:
-    settings = WorkerSettings()
-    assert build_id(settings) == build_id(settings)
-    assert build_id(settings).startswith("0.")
-    assert build_id(WorkerSettings(build_id="mine")) == "mine"
-    assert deployment(WorkerSettings(deployment="")) is None
-
-
-ACTING = {"activities", "gate", "search_attributes"}
-"""Modules whose code runs outside of a workflow's decisions, though a workflow names what is in them."""
-
-
-def imported(file: Path, folder: Path) -> set[Path]:
-    """The files of `workflows` that this one imports from."""
-    modules = {
-        node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)
-    }
-    paths = {folder.parent / f"{module.replace('.', '/')}.py" for module in modules if module is not None}
-    return {path for path in paths if path.is_relative_to(folder) and path.exists()}
-
-
-def test_the_build_is_named_after_all_files_that_workflows_decide_by() -> None:
-    folder = Path(deployment.__code__.co_filename).parent
-    deciding: set[Path] = set()
-    waiting = set(folder.glob("*/workflow.py"))
-    assert len(waiting) == 4
-    while waiting:
-        file = waiting.pop()
-        deciding.add(file)
-        waiting |= {one for one in imported(file, folder) if one.stem not in ACTING} - deciding
-    assert sorted(DECIDING) == sorted(str(file.relative_to(folder)) for file in deciding)
 
 
 async def test_it_waits_for_a_temporal_that_is_away(mirrored: MirroredTable, tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class BackfillActivities:
                 first=first,
                 total=total,
                 reasons=tuple(sorted(reasons)),
+                marks=reasons,
                 note=""
                 if written
                 else "no daemon has written the log's changes to this index version yet; start `livevec run`",
@@ -152,7 +153,7 @@ class BackfillActivities:
                 durability = await Durability.begin(projection.client, self._resources.config.redis)
                 snapshot = decode(closing.snapshot)
                 assert isinstance(snapshot, SnapshotVersion)
-                removed = await close(projection, durability, snapshot, closing.reasons, progressed)
+                removed = await close(projection, durability, snapshot, closing.marks, progressed)
             return Swept(removed=removed)
 
         return await interruptible(work, lambda: (None, Beat(done=seen)))

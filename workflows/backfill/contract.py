@@ -1,5 +1,7 @@
 """What the activities of a backfill take and give: keys, positions and counts."""
 
+from pydantic import Field
+
 from daemon.verify.refill import KeyRange
 from daemon.verify.sides import Key
 from workflows.progress import Contract
@@ -34,6 +36,7 @@ class BackfillPlan(Contract):
         first: key to begin with.
         total: rows, estimated.
         reasons: why a reconcile was due at the start, of the version that readers see.
+        marks: the same, each with the time since when; empty in what an older build planned.
         note: what a person should know.
     """
 
@@ -43,6 +46,7 @@ class BackfillPlan(Contract):
     first: Key | None
     total: int
     reasons: tuple[str, ...]
+    marks: dict[str, float] = Field(default_factory=dict)
     note: str = ""
 
 
@@ -77,12 +81,14 @@ class Closing(Contract):
     Attributes:
         snapshot: S0: what is older and was not read has no row.
         reasons: why a reconcile was due at the start; dealt with by now.
+        marks: the same, each with the time since when; only a mark that is still that one is cleared.
     """
 
     pipeline: str
     version: int
     snapshot: str
     reasons: tuple[str, ...]
+    marks: dict[str, float] = Field(default_factory=dict)
 
 
 class Swept(Contract):

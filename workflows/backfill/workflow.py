@@ -202,6 +202,7 @@ class Backfill(Controlled):
                 version=plan.version,
                 snapshot=state.snapshot,
                 reasons=plan.reasons,
+                marks=plan.marks,
             )
             swept = (
                 await self.step(BackfillActivities.close, closing, _TIMEOUT_SWEEP, "remove orphans")

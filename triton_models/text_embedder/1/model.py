@@ -54,7 +54,8 @@ class TritonPythonModel:
 
     def _texts(self, request: Any) -> list[bytes]:
         texts: list[bytes] = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().ravel().tolist()
-        return self._encoder.tokenizer.prompted(texts, request.parameters())
+        prompted: list[bytes] = self._encoder.tokenizer.prompted(texts, request.parameters())
+        return prompted
 
     def _answer_alone(self, request: Any, tokens: list[Tokens]) -> None:
         try:

@@ -79,9 +79,11 @@ class TextEncoder:
         longest = max((sum(lengths[row] for row in rows) for rows in parallel), default=0)
         # One run on one core must not outlast what all of them need together on all cores.
         if len(parallel) >= self._cores > 1 and longest * self._cores <= 1.5 * sum(lengths):
-            self._on_one_core_each.set_callback(
-                lambda request, rows: embeddings.__setitem__(rows, request.get_output_tensor(0).data)
-            )
+
+            def answer(request: Any, rows: list[int]) -> None:
+                embeddings[rows] = request.get_output_tensor(0).data
+
+            self._on_one_core_each.set_callback(answer)
             for rows in parallel:
                 self._on_one_core_each.start_async(_packed([tokens[row] for row in rows]), rows)
             self._on_one_core_each.wait_all()
