@@ -43,7 +43,7 @@ async def interruptible(
 
 @contextlib.asynccontextmanager
 async def heartbeating(beat: Callable[[], tuple[Any, ...]]) -> AsyncIterator[None]:
-    """Heartbeats while the block runs, also while a part that is away is waited for."""
+    """Send heartbeats while the block runs, also while a part that is away is waited for."""
 
     async def go_on() -> None:
         while True:

@@ -112,15 +112,15 @@ async def _list(config: "Config", everything: bool, as_json: bool) -> None:
 
     client = await connect(config)
     query = "LivevecPipeline IS NOT NULL" + ("" if everything else " AND ExecutionStatus = 'Running'")
-    found = [_content(config, execution) async for execution in client.list_workflows(query)]
+    listed = [_content(config, execution) async for execution in client.list_workflows(query)]
     if as_json:
-        console.print_json({"workflows": found})
+        console.print_json({"workflows": listed})
         return
     table = console.table("workflow", "type", "pipeline", "status", "phase", "%", "started")
-    for one in found:
+    for one in listed:
         cells = (one["workflow_id"], one["type"], one["pipeline"], one["status"], one["phase"] or "")
         table.add_row(*map(console.plain, cells), str(one["percent"] or ""), _ago(one["started"]))
-    if found:
+    if listed:
         console.out.print(table)
     else:
         console.out.print("no workflow runs" if not everything else "there are no workflows")

@@ -177,7 +177,7 @@ class Examiner:
 
 
 def _is_due(held: int, since_s: float) -> bool:
-    """Whether to settle: what is held is lost with its worker, and settling waits for changes on their way."""
+    """Return whether to settle: what is held is lost with its worker, and settling waits for changes on their way."""
     return not held or held >= _SUSPECTS_MAX or time.monotonic() - since_s >= _UNSETTLED_S_MAX
 
 

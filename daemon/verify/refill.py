@@ -291,7 +291,7 @@ class Copier:
         return self._within_rate(max(1, limit))
 
     def _within_rate(self, rows: int) -> int:
-        """A throttled step lasts no longer than another: it is what a pause has to wait for."""
+        """Return so few rows that a throttled step lasts no longer than another: a pause has to wait for it."""
         rate = self._order.rate
         return rows if rate is None else max(1, min(rows, int(rate * STEP_S)))
 

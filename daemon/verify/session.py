@@ -10,7 +10,7 @@ from daemon.index.durability import Durability
 from daemon.patience import Patience
 from daemon.projection.build import Projection
 from daemon.projection.build import opened as projection_opened
-from daemon.projection.slow_lane import EmbedderShare
+from daemon.projection.slow_lane import EmbedderShare, live_changes_are_about
 from daemon.settings import Config, Pipeline
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
@@ -22,6 +22,8 @@ from daemon.verify.sides import OnProgress, Sides
 
 PATIENCE_S = 30.0
 """A part that is away for longer fails the command: a person waits for it."""
+_LIVE_LAG_S = 10.0
+"""While a daemon applies changes, a document may wait so long for its own; at rest, nothing is on its way."""
 
 
 class NoRecords:
@@ -65,8 +67,8 @@ class Session:
         differing: dict[str, frozenset[Difference]] = {}
         foreign_keys: set[str] = set()
 
-        def settled(found: Differences, foreign: Collection[str]) -> None:
-            for one, shown in found.items():
+        def settled(differences: Differences, foreign: Collection[str]) -> None:
+            for one, shown in differences.items():
                 differing[one] = differing.get(one, frozenset()) | shown
             foreign_keys.update(foreign)
 
@@ -132,6 +134,7 @@ class Session:
             Interruption(),
             whole=True,
             mender=mender,
+            lag_s=_LIVE_LAG_S if await live_changes_are_about(self._projection.client) else 0.0,
             on_seen=count,
             on_settled=on_settled,
         )

@@ -195,12 +195,12 @@ async def test_the_worker_schedules_what_the_file_says_and_leaves_alone_what_a_p
     assert table.command("reconcile", table.name, "--unschedule").returncode == 0
     assert listed(table) == []
     await schedules.keep(client, table.config)
-    again = await schedules.found(client, table.name)
+    again = await schedules.scheduled(client, table.name)
     assert again is not None
     assert again.when == kept["when"]
     never = table.config.pipelines[0].model_copy(update={"reconcile_every_s": 0.0})
     await schedules.keep(client, table.config.model_copy(update={"pipelines": (never,)}))
-    assert await schedules.found(client, table.name) is None
+    assert await schedules.scheduled(client, table.name) is None
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0s", "1 2", "", "5x"])

@@ -88,10 +88,10 @@ class BackfillActivities:
                 begun = await call(reader.part, reader.barrier_begun) if look.begun is None else look.begun
                 looks = 0
                 while True:
-                    found = await call(reader.part, reader.barrier_passed, begun)
-                    if isinstance(found, SnapshotVersion):
-                        return BarrierSeen(begun=begun, snapshot=found.encode())
-                    blocking = tuple(str(one) for one in found)
+                    passed = await call(reader.part, reader.barrier_passed, begun)
+                    if isinstance(passed, SnapshotVersion):
+                        return BarrierSeen(begun=begun, snapshot=passed.encode())
+                    blocking = tuple(str(transaction) for transaction in passed)
                     looks += 1
                     over = looks * _LOOK_S >= LOOKING_S
                     if blocking != look.seen or over or await interruption.wait(_LOOK_S):
@@ -194,7 +194,7 @@ async def _matching(target: Target, first: Key | None, projection: Projection) -
 
 
 def fingerprint(projection: Projection) -> str:
-    """Tells whether the table is still the one, and its key and the columns that are used."""
+    """Return a digest of the table, its key and the columns that are used: it tells whether they are still the same."""
     table = projection.table
     used = [table.column(name) for name in (*table.key, *projection.builder.columns)]
     what = (table.oid, table.key, [(column.name, column.type_name) for column in used])

@@ -89,7 +89,7 @@ class BackfillResult(Contract):
 
 
 def workflow_id(target: Target) -> str:
-    """One backfill of an index version at a time."""
+    """Return its id: one backfill of an index version at a time."""
     return f"backfill-{target.pipeline}" + (f"-v{target.version}" if target.version is not None else "")
 
 
@@ -110,7 +110,7 @@ class Backfill(Controlled):
 
     @workflow.run
     async def run(self, order: BackfillOrder) -> BackfillResult:
-        """See the module.
+        """Run the backfill; see the module.
 
         Raises:
             ApplicationError: a person has to act first; the message says how.
@@ -141,12 +141,12 @@ class Backfill(Controlled):
                 pipeline=self._target.pipeline, version=plan.version, begun=self._state.begun, seen=seen
             )
             limit = timedelta(seconds=LOOKING_S) + _TIMEOUT
-            found = await self.slice(BackfillActivities.barrier, look, limit, "transactions that still run")
-            if found is not None:
-                self._update(begun=found.begun, snapshot=found.snapshot)
-                seen = found.blocking
+            reply = await self.slice(BackfillActivities.barrier, look, limit, "transactions that still run")
+            if reply is not None:
+                self._update(begun=reply.begun, snapshot=reply.snapshot)
+                seen = reply.blocking
             self._check_cancelled()
-            if found is not None and found.snapshot is not None:
+            if reply is not None and reply.snapshot is not None:
                 return
             self._continue_if_long()
 

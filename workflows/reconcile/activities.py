@@ -1,4 +1,4 @@
-"""The activities of a reconcile: plan it, check a key range, check the keys that Redis has, tell what it came to."""
+"""The activities of a reconcile: plan it, check a key range, check the keys that Redis has, show what it came to."""
 
 import time
 from collections.abc import AsyncIterator
@@ -57,16 +57,18 @@ class ReconcileMetrics:
             "livevec_reconcile_duration_seconds", "What it took.", ["pipeline"], registry=registry
         )
 
-    def show(self, told: Conclusion) -> None:
+    def show(self, conclusion: Conclusion) -> None:
         for kind in Difference:
-            self.differences.labels(told.pipeline, kind.value).set(told.tally.found.get(kind.value, 0))
-            self.left.labels(told.pipeline, kind.value).set(told.tally.left.get(kind.value, 0))
-        self.ended_at.labels(told.pipeline).set(time.time())
-        self.duration.labels(told.pipeline).set(told.seconds)
+            self.differences.labels(conclusion.pipeline, kind.value).set(
+                conclusion.tally.found.get(kind.value, 0)
+            )
+            self.left.labels(conclusion.pipeline, kind.value).set(conclusion.tally.left.get(kind.value, 0))
+        self.ended_at.labels(conclusion.pipeline).set(time.time())
+        self.duration.labels(conclusion.pipeline).set(conclusion.seconds)
 
 
 class ReconcileActivities:
-    """Share the worker's resources."""
+    """What a reconcile has done; all share the worker's resources."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
@@ -119,30 +121,30 @@ class ReconcileActivities:
         return await interruptible(work, lambda: (check.checked, Beat(done=0)))
 
     @activity.defn(name="reconcile_conclude")
-    async def conclude(self, told: Conclusion) -> None:
+    async def conclude(self, conclusion: Conclusion) -> None:
         """Show the result in the metrics; differences that nothing explains are an alarm."""
-        self._metrics.show(told)
-        found, left = told.tally.found, told.tally.left
-        if told.reasons and not told.repair:
+        self._metrics.show(conclusion)
+        found, left = conclusion.tally.found, conclusion.tally.left
+        if conclusion.reasons and not conclusion.repair:
             log.warning(
                 "reconcile_is_due",
-                pipeline=told.pipeline,
-                reasons=told.reasons,
+                pipeline=conclusion.pipeline,
+                reasons=conclusion.reasons,
                 found=found,
-                remedy=f"livevec reconcile {told.pipeline} --repair",
+                remedy=f"livevec reconcile {conclusion.pipeline} --repair",
             )
-        elif left or (found and not told.reasons):
+        elif left or (found and not conclusion.reasons):
             remedy = (
-                f"livevec reconcile {told.pipeline} --repair"
+                f"livevec reconcile {conclusion.pipeline} --repair"
                 if left
                 else "repaired; find out what wrote to Redis, or kept the change log from it, around the rows named"
             )
             log.error(
                 "index_differed_from_its_table",
-                pipeline=told.pipeline,
+                pipeline=conclusion.pipeline,
                 found=found,
                 left=left,
-                examples=told.tally.examples,
+                examples=conclusion.tally.examples,
                 remedy=remedy,
             )
 

@@ -1,4 +1,4 @@
-"""Reconcile: compares a table with its index in both directions, tells what differs, and mends it.
+"""Reconcile: compares a table with its index in both directions, shows what differs, and mends it.
 
 Where a reconcile is due (Redis went back, records were lost, the table was changed past its log), documents mended
 one by one are not enough, and a full backfill goes first. Records of before that moment may still be on their way to
@@ -68,7 +68,7 @@ class Reconciled(Contract):
 
 
 def workflow_id(subject: Subject) -> str:
-    """One reconcile of an index version at a time, but for scheduled ones."""
+    """Return its id: one reconcile of an index version at a time, but for scheduled ones."""
     return f"reconcile-{subject.pipeline}" + (f"-v{subject.version}" if subject.version is not None else "")
 
 
@@ -90,7 +90,7 @@ class Reconcile(Controlled):
 
     @workflow.run
     async def run(self, order: ReconcileOrder) -> Reconciled:
-        """See the module.
+        """Run the reconcile; see the module.
 
         Raises:
             ApplicationError: a person has to act first; the message says how.
@@ -117,7 +117,7 @@ class Reconcile(Controlled):
         return result
 
     async def _backfill(self, plan: ReconcilePlan) -> bool:
-        """Answers whether it dealt with the reasons, which it leaves where it could not read every row."""
+        """Return whether it dealt with the reasons, which it leaves where it could not read every row."""
         await self.unpaused()
         self._tell(BACKFILLING, f"because of {', '.join(plan.reasons)}")
         target = Target(pipeline=self._subject.pipeline, version=plan.version)
@@ -141,7 +141,7 @@ class Reconcile(Controlled):
                 task.cancel()
 
     async def _range(self, after: Key | None, until: Key | None) -> None:
-        """One key range, in as many activities as pauses and throttles make of it."""
+        """Check one key range, in as many activities as pauses and throttles make of it."""
         while True:
             async with self._places:
                 await self.unpaused()
@@ -157,7 +157,7 @@ class Reconcile(Controlled):
                 return
 
     async def _keys(self) -> None:
-        """All keys that Redis has; beside the ranges, since it is one long walk."""
+        """Check all keys that Redis has; beside the ranges, since it is one long walk."""
         position = None
         while True:
             await self.unpaused()
@@ -173,14 +173,14 @@ class Reconcile(Controlled):
                 return
 
     async def _conclude(self, result: Reconciled) -> None:
-        told = Conclusion(
+        conclusion = Conclusion(
             pipeline=result.pipeline,
             repair=result.repair,
             reasons=result.reasons,
             seconds=result.seconds,
             tally=result.tally,
         )
-        await self.step(ReconcileActivities.conclude, told, _TIMEOUT, "metrics and log")
+        await self.step(ReconcileActivities.conclude, conclusion, _TIMEOUT, "metrics and log")
 
     def _share(self) -> float | None:
         return None if self.rate is None else self.rate / self._parallel

@@ -61,7 +61,7 @@ class _Registry:
     versions: Versions
 
     async def table(self) -> VersionTable:
-        """Raises RetryLater while Redis does not have it: the daemon puts back what Redis lost."""
+        """Read the registry; raise RetryLater while Redis has lost it: the daemon puts it back."""
         table = await self.versions.read()
         if table is None:
             raise RetryLater(
@@ -70,7 +70,7 @@ class _Registry:
         return table
 
     async def writable(self, number: int) -> VersionTable:
-        """Raises ConfigError where that version is not written to, and will not be."""
+        """Read the registry; raise ConfigError where that version is not written to, and will not be."""
         table = await self.table()
         name = self.pipeline.name
         if number in table.failed:
@@ -85,10 +85,10 @@ class _Registry:
         return table
 
     async def gaps(self) -> dict[str, str]:
-        """When each reason for a reconcile last came up."""
+        """Return when each reason for a reconcile last came up."""
         with translated():
-            found = await cast(Any, self.client).hgetall(gaps_key(self.pipeline.name))
-        return {reason.decode(): since.decode() for reason, since in found.items()}
+            gaps = await cast(Any, self.client).hgetall(gaps_key(self.pipeline.name))
+        return {reason.decode(): since.decode() for reason, since in gaps.items()}
 
 
 class ReindexActivities:
@@ -157,7 +157,7 @@ class ReindexActivities:
             missing = [one for one in range(partitions) if (topic, one) not in writers]
             return Joined(missing=tuple(f"{topic}/{one}" for one in missing), gaps=gaps)
 
-        return await self._looked(look, once, lambda found: found.missing)
+        return await self._looked(look, once, lambda joined: joined.missing)
 
     @activity.defn(name="reindex_leave")
     async def leave(self, look: WritersLook) -> Left:
@@ -178,7 +178,7 @@ class ReindexActivities:
             writing = sorted(one for name, one in writers if name == topic and one < partitions)
             return Left(writing=tuple(f"{topic}/{one}" for one in writing))
 
-        return await self._looked(look, once, lambda found: found.writing)
+        return await self._looked(look, once, lambda left: left.writing)
 
     @activity.defn(name="reindex_watch")
     async def watch(self, watch: GapWatch) -> Watched:
@@ -248,7 +248,7 @@ class ReindexActivities:
         return await interruptible(work, lambda: (None, Beat(done=removed)))
 
     async def _remove_keys(self, client: Client, layout: Layout) -> int:
-        """One walk through all keys; what was written meanwhile is for the next."""
+        """Walk once through all keys, and remove them; what was written meanwhile is for the next walk."""
         keyspace = Keyspace(client, layout)
         writer = IndexWriter(client, layout, self._resources.config.redis.pipeline_commands_max)
         stored = StoredDocuments(client, writer)
@@ -261,7 +261,7 @@ class ReindexActivities:
         return removed
 
     async def _space(self, wanted: IndexVersion, active: IndexVersion, order: PlanOrder) -> dict[str, Any]:
-        """Fingerprint and dimension, as the embedder tells them."""
+        """Return fingerprint and dimension, as the embedder says."""
         config = self._resources.config
         unknown = wanted.model != active.model and order.changes.dimension is None
         embedder = make_embedder(wanted.embedding(config.embedding), any_dimension=unknown)
@@ -287,12 +287,12 @@ class ReindexActivities:
         check_columns(settings, table, builder.columns)
 
     async def _partitions(self, topic: str) -> int:
-        found = await self._call(
+        count = await self._call(
             "kafka", asyncio.to_thread, read_partitions, self._resources.config.kafka, topic
         )
-        if not found:
+        if not count:
             raise ConfigError(f"the topic {topic} does not exist; `livevec connector apply` makes it")
-        return found
+        return count
 
     async def _looked(
         self,
@@ -300,19 +300,19 @@ class ReindexActivities:
         once: Callable[[_Registry], Awaitable[T]],
         waiting_for: Callable[[T], tuple[str, ...]],
     ) -> T:
-        """What a look finds, once nothing is waited for any more, or something else than was told last."""
+        """Return what a look shows, once nothing is waited for any more, or something else than was seen last."""
 
         async def work(interruption: Interruption) -> T:
             registry = self._registry(look.pipeline)
             looks = 0
             while True:
-                found = await self._call("redis", once, registry)
-                waiting = waiting_for(found)
+                result = await self._call("redis", once, registry)
+                waiting = waiting_for(result)
                 looks += 1
                 if not waiting or waiting != look.seen or looks >= _LOOKS:
-                    return found
+                    return result
                 if await interruption.wait(_LOOK_S):
-                    return found
+                    return result
 
         return await interruptible(work, lambda: ())
 
@@ -336,14 +336,14 @@ def _refuse_active(table: VersionTable, pipeline: str, number: int) -> None:
 
 
 def _gap(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
-    """What the log lacked since, in words; empty: nothing."""
+    """Return what the log lacked since, in words; empty: nothing."""
     if before is None:
         return ""
     return ", ".join(sorted(reason for reason, since in now.items() if before.get(reason) != since))
 
 
 def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
-    """The same, once each setting was looked at as if it were in daemon.toml.
+    """Return the same, once each setting was checked as if it were in daemon.toml.
 
     Raises:
         ConfigError: one cannot be; says which.

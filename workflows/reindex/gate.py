@@ -88,9 +88,9 @@ class ReindexGateActivities:
                 bounds = await self._call(reader.part, reader.key_ranges, table, _ROWS_LOOKED_AT + 1)
                 ids = {document_id(key) for key in bounds}
                 looks = SecondLooks(RowComparison(Sides(projection, vectors=False)), LookPace(_LAG_S))
-                told = await looks.settle(ids, {})
-                assert told is not None, "nothing stops it"
-                kinds = Counter(kind.value for shown in told.values() for kind in shown)
+                differing = await looks.settle(ids, {})
+                assert differing is not None, "nothing stops it"
+                kinds = Counter(kind.value for shown in differing.values() for kind in shown)
                 return ShortParity(rows=len(ids), differing=dict(kinds))
 
         return await interruptible(work, lambda: ())
@@ -104,19 +104,21 @@ class _Compared:
         self._new = projection.writer
 
     def ids(self, keys: Sequence[str]) -> list[str]:
-        """Of the keys of the old version, the documents that there is bookkeeping of."""
+        """Return the documents whose bookkeeping is among these keys of the old version."""
         layout = self.old.layout
         return [layout.identifier(key) for key in keys if key.startswith(layout.bookkeeping_prefix)]
 
     async def behind(self, ids: Sequence[str]) -> set[str]:
-        """Those of which the new version lacks the last change that the old one has from the log."""
+        """Return those of which the new version lacks the last change."""
         old, new = await self.old.lookup(ids), await self._new.lookup(ids)
         return {one for one, before, after in zip(ids, old, new, strict=True) if is_behind(before, after)}
 
 
 def is_behind(old: Stored | None, new: Stored | None) -> bool:
-    """Rows that each version's daemon has read by itself have snapshots of their own, which tell nothing here; a
-    document that one version lacks is told by the comparison with the table.
+    """Return whether the new version lacks the last change that the old one has from the log.
+
+    Rows that each version's daemon has read by itself have snapshots of their own, which say nothing here; a document
+    that one version lacks is found by the comparison with the table.
     """
     if old is None or new is None or not isinstance(old.version, LogVersion):
         return False

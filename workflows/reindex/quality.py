@@ -37,7 +37,7 @@ class _Queries:
 
 
 class QualityCheck:
-    """Of the new version, which `projection` leads to, and an old one.
+    """Measures the new version, which `projection` leads to, beside an old one.
 
     Attributes:
         vectors: that were compared so far.
@@ -63,13 +63,13 @@ class QualityCheck:
             return Quality()
         new = await self._embedded(self._projection.embedder, self._version.model, queries.texts)
         nearest, left_out = await self._nearest(new)
-        hits = asked = 0
+        hits = nearest_count = 0
         for number in range(len(queries.names)):
-            found, wanted = await self._recalled(new[number], nearest.names(number), left_out)
-            hits, asked = hits + found, asked + wanted
+            recalled, expected = await self._recalled(new[number], nearest.names(number), left_out)
+            hits, nearest_count = hits + recalled, nearest_count + expected
         answers = [answers async for answers in self._answers(queries, new)]
         return Quality(
-            recall=round(hits / asked, 4) if asked else None,
+            recall=round(hits / nearest_count, 4) if nearest_count else None,
             queries=len(queries.names),
             vectors=nearest.vectors,
             left_out=left_out,
@@ -78,7 +78,7 @@ class QualityCheck:
         )
 
     async def _sampled(self) -> _Queries:
-        """Rows from all over the table, by the texts of their first chunks."""
+        """Choose rows from all over the table; read the texts of their first chunks."""
         projection, count = self._projection, self._resources.config.reindex.queries
         bounds = await self._call(
             projection.reader.part, projection.reader.key_ranges, projection.table, count + 1
@@ -86,8 +86,8 @@ class QualityCheck:
         names = [document_id(key) for key in bounds]
         keys = [f"{self._layout.keys(name)[2]}:0" for name in names]
         texts = await self._read(keys, "text")
-        found = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
-        return _Queries(tuple(name for name, _ in found), tuple(text for _, text in found))
+        sampled = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
+        return _Queries(tuple(name for name, _ in sampled), tuple(text for _, text in sampled))
 
     async def _embedded(self, embedder: Embedder, model: str, texts: Sequence[str]) -> Floats:
         parts, name = [], f"embedder {model}"
@@ -98,7 +98,7 @@ class QualityCheck:
         return np.concatenate(parts)
 
     async def _nearest(self, queries: Floats) -> tuple[NearestOf, bool]:
-        """Of all vectors in the index, or of as many as are allowed: then True beside it."""
+        """Find the nearest of all vectors in the index, or of as many as are allowed: then with True beside it."""
         # Twice as many as are compared: some will have changed by then.
         nearest = NearestOf(queries, self._version.metric, 2 * NEIGHBOURS)
         keyspace = Keyspace(self._projection.client, self._layout)
@@ -109,14 +109,14 @@ class QualityCheck:
                 nearest = NearestOf(queries, self._version.metric, 2 * NEIGHBOURS)
             keys = [key for key in step.keys if key.startswith(self._layout.documents_prefix)]
             for start in range(0, len(keys), _VECTORS_PER_READ):
-                found = await self._vectors(keys[start : start + _VECTORS_PER_READ])
-                if found:
-                    nearest.add(list(found), np.stack(list(found.values())))
+                vectors = await self._vectors(keys[start : start + _VECTORS_PER_READ])
+                if vectors:
+                    nearest.add(list(vectors), np.stack(list(vectors.values())))
             self.vectors = nearest.vectors
         return nearest, False
 
     async def _recalled(self, query: Floats, exact: list[str], left_out: bool) -> tuple[int, int]:
-        """How many of the nearest the index answers, and of how many; by the vectors as they are now."""
+        """Return how many of the nearest the index answers, and of how many; by the vectors as they are now."""
         hits = await self._knn(self._version, query, by_chunk=True)
         answered = [f"{self._layout.keys(hit.id)[2]}:{hit.chunk}" for hit in hits]
         if left_out:
@@ -143,8 +143,8 @@ class QualityCheck:
             most = max(len(before), len(after))
             yield Answers(
                 query=name,
-                old=_told(before),
-                new=_told(after),
+                old=_pairs(before),
+                new=_pairs(after),
                 overlap=round(len(both) / most, 4) if most else 1.0,
             )
 
@@ -164,7 +164,7 @@ class QualityCheck:
 
     @asynccontextmanager
     async def _old_embedder(self) -> AsyncIterator[Embedder | None]:
-        """None: both versions have the same model."""
+        """Give the old version's embedder; None: both versions have the same model."""
         old = self._old
         if (old.model, old.dimension) == (self._version.model, self._version.dimension):
             yield None
@@ -177,12 +177,12 @@ class QualityCheck:
             await embedder.close()
 
     async def _vectors(self, keys: Sequence[str]) -> dict[str, Floats]:
-        """float32 [dimension] of each hash that has a vector as the index takes it."""
+        """Read float32 [dimension] of each hash that has a vector as the index takes it."""
         size_bytes = self._version.dimension * (4 if self._version.type == "FLOAT32" else 2)
-        found = await self._read(keys, "embedding")
+        stored = await self._read(keys, "embedding")
         whole = {
             key: vector
-            for key, vector in zip(keys, found, strict=True)
+            for key, vector in zip(keys, stored, strict=True)
             if vector is not None and len(vector) == size_bytes
         }
         if not whole:
@@ -195,11 +195,11 @@ class QualityCheck:
             for key in keys:
                 pipe.execute_command("HGET", key, field)
             with translated():
-                found: list[bytes | None] = await pipe.execute()
-            return found
+                values: list[bytes | None] = await pipe.execute()
+            return values
 
         return await self._call("redis", read) if keys else []
 
 
-def _told(hits: Sequence[Hit]) -> tuple[tuple[str, float], ...]:
+def _pairs(hits: Sequence[Hit]) -> tuple[tuple[str, float], ...]:
     return tuple((hit.id, round(hit.distance, 6)) for hit in hits)

@@ -68,14 +68,14 @@ class Reindex(ReindexControl):
 
     @workflow.run
     async def run(self, order: ReindexOrder) -> Reindexed:
-        """See the module.
+        """Run the reindex; see the module.
 
         Raises:
             ApplicationError: a person has to act first; the message says how.
         """
         self.tell(PLANNING)
-        asked = PlanOrder(pipeline=order.pipeline, changes=order.changes, force=order.force)
-        plan = await self.step(ReindexActivities.plan, asked, TIMEOUT, "look whether it can be made")
+        plan_order = PlanOrder(pipeline=order.pipeline, changes=order.changes, force=order.force)
+        plan = await self.step(ReindexActivities.plan, plan_order, TIMEOUT, "look whether it can be made")
         self.reach(old=plan.old)
         try:
             swapped = await self._unless_rejected(self._brought_in(plan))
@@ -113,7 +113,7 @@ class Reindex(ReindexControl):
     # ---- before the swap
 
     async def _unless_rejected(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """Whether the work came to its end; else it was rejected."""
+        """Return whether the work came to its end; else it was rejected."""
         task = asyncio.create_task(work)
         try:
             await workflow.wait_condition(lambda: task.done() or self.rejected)
@@ -129,7 +129,7 @@ class Reindex(ReindexControl):
             raise
 
     async def _brought_in(self, plan: ReindexPlan) -> bool:
-        """Returns when readers see the new version."""
+        """Bring the new version in; return when readers see it."""
         for number in plan.leftovers:
             await self._remove(number, f"version {number} is left from an earlier reindex")
         wanted = Registering(pipeline=self._pipeline, wanted=plan.wanted)
@@ -157,13 +157,13 @@ class Reindex(ReindexControl):
             self.reach(waiting_for=missing)
             self.tell(JOINING, _waiting(missing, "changes are not written to the new version yet"))
             look = WritersLook(pipeline=self._pipeline, number=self.new_number, seen=missing)
-            found = await self.slice(
+            joined = await self.slice(
                 ReindexActivities.join, look, TIMEOUT_LONG, "partitions that have no writer"
             )
             if self.cancelled:
                 raise asyncio.CancelledError
-            if found is not None:
-                missing, self.gaps = found.missing, found.gaps
+            if joined is not None:
+                missing, self.gaps = joined.missing, joined.gaps
                 if not missing:
                     self.reach(waiting_for=())
                     return
@@ -211,7 +211,7 @@ class Reindex(ReindexControl):
         )
 
     async def _approved(self) -> str:
-        """Returns when it is; or, where the version is not known to be whole any more, why."""
+        """Return when it is approved; or, where the version is not known to be whole any more, why."""
         gate = self.reached.gate
         assert gate is not None
         if self._order.auto and gate.passed:
@@ -227,7 +227,7 @@ class Reindex(ReindexControl):
         return gap or ""
 
     async def _swapped(self, plan: ReindexPlan) -> str:
-        """See `_approved`."""
+        """Give it to readers; return as `_approved` does."""
         self.tell(SWAPPING)
         order = Activation(
             pipeline=self._pipeline, number=self.new_number, instead_of=plan.old.number, gaps=self.gaps
@@ -248,7 +248,7 @@ class Reindex(ReindexControl):
     # ---- after it
 
     async def _grace(self, plan: ReindexPlan) -> None:
-        """Both versions are written; a person may roll back. Cancelled: it ends now."""
+        """Wait while both versions are written and a person may roll back. Cancelled: it ends now."""
         until_s = self.reached.grace_until_s
         assert until_s is not None
         try:
@@ -288,7 +288,7 @@ class Reindex(ReindexControl):
     # ---- ways of waiting
 
     async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result, unless the daemons give the new version up: then that failure."""
+        """Return the result, unless the daemons give the new version up: then raise that failure."""
         doing, watching = asyncio.create_task(work), asyncio.create_task(self._watch(None))
         try:
             await workflow.wait_condition(lambda: doing.done() or watching.done())
@@ -300,7 +300,7 @@ class Reindex(ReindexControl):
             await ended(doing)
 
     async def _watch(self, gaps: dict[str, str] | None) -> str:
-        """Returns what the log lacks since `gaps`; raises where no daemon can write to the new version any more."""
+        """Return what the log lacks since `gaps`; raise where no daemon can write to the new version any more."""
         watch = GapWatch(pipeline=self._pipeline, number=self.new_number, gaps=gaps)
         while True:
             seen = await workflow.execute_activity_method(

@@ -81,12 +81,12 @@ class Letter:
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes of what Temporal stores; keys may be long, and it refuses more than 2 MB at once."""
+        """About how many bytes Temporal stores of it; keys may be long, and Temporal refuses more than 2 MB at once."""
         return _LETTER_BYTES + 2 * len(self.name.encode("utf-8", "replace"))
 
 
 def within(letters: Iterable[Letter], count_max: int) -> list[Letter]:
-    """Those of the first that fit into one call, at least one."""
+    """Return as many of the first as fit into one call, at least one."""
     taken: list[Letter] = []
     size_bytes = 0
     for letter in islice(letters, count_max):

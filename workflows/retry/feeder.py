@@ -1,7 +1,7 @@
 """Brings dead letters from Kafka to the retry workflows; part of `livevec worker`.
 
 The daemon knows nothing of Temporal: while that is away, dead letters wait in their topic. An offset is committed
-after Temporal took the letter, so a letter may be told twice, and the workflow counts it once.
+after Temporal took the letter, so a letter may be sent twice, and the workflow counts it once.
 """
 
 import asyncio
@@ -36,12 +36,12 @@ _CALL_TIMEOUT = timedelta(seconds=10)
 
 
 def workflow_id(pipeline: str) -> str:
-    """The one retry workflow of a pipeline."""
+    """Return the id of the one retry workflow of a pipeline."""
     return f"retry-{pipeline}"
 
 
 def group_id(config: Config) -> str:
-    """Consumer group of the feeders, which share the dead-letter topics among them."""
+    """Return the consumer group of the feeders, which share the dead-letter topics among them."""
     return f"{config.kafka.group_id}.retry"
 
 
@@ -131,7 +131,7 @@ class Feeder:
             if not self._waiting[topic]:
                 self._arrived[topic].clear()
                 continue
-            status = await self._patience.call("temporal", lambda: self._status(pipeline))
+            status = await self._patience.call("temporal", self._status, pipeline)
             room = _LETTERS_PER_SIGNAL if status is None else min(status.room, _LETTERS_PER_SIGNAL)
             if (room == 0) != full:
                 full = room == 0
@@ -144,16 +144,16 @@ class Feeder:
     async def _tell(self, topic: str, pipeline: Pipeline, count_max: int) -> None:
         waiting = list(self._waiting[topic])
         if letters := waiting[: len(within((_letter(one) for one in waiting), count_max))]:
-            await self._patience.call("temporal", lambda: self._signal(pipeline, letters))
-            self._told(topic, letters)
+            await self._patience.call("temporal", self._signal, pipeline, letters)
+            self._taken(topic, letters)
 
-    def _told(self, topic: str, letters: Sequence[DeadLetter]) -> None:
-        told = {letter.place for letter in letters}
-        # Those of a partition that went meanwhile are another feeder's: it tells them again, which is no harm.
-        self._waiting[topic] = deque(one for one in self._waiting[topic] if one.place not in told)
+    def _taken(self, topic: str, letters: Sequence[DeadLetter]) -> None:
+        places = {letter.place for letter in letters}
+        # Those of a partition that went meanwhile are another feeder's: it sends them again, which is no harm.
+        self._waiting[topic] = deque(one for one in self._waiting[topic] if one.place not in places)
         self._hold_back()
         offsets: dict[Partition, int] = {}
-        for place in told:
+        for place in places:
             partition = (topic, place.partition)
             offsets[partition] = max(offsets.get(partition, 0), place.offset + 1)
         self._reader.commit(offsets)
@@ -183,7 +183,7 @@ class Feeder:
             raise _away(error) from error
 
     async def _status(self, pipeline: Pipeline) -> RetryStatus | None:
-        """Where the workflow stands; None: none runs.
+        """Ask where the workflow stands; None: none runs.
 
         Raises:
             RetryLater: Temporal is away, or no worker answers yet.
@@ -206,15 +206,12 @@ class Feeder:
     async def _look(self, pipeline: Pipeline) -> None:
         """Keep the metrics as the workflow has it."""
         while True:
-            status = await self._patience.call("temporal", lambda: self._status(pipeline))
+            status = await self._patience.call("temporal", self._status, pipeline)
+            by_state = {"waiting": status.waiting, "given_up": status.given_up} if status else {}
             counts = {
-                **{
-                    (reason, "waiting"): count for reason, count in (status.waiting if status else {}).items()
-                },
-                **{
-                    (reason, "given_up"): count
-                    for reason, count in (status.given_up if status else {}).items()
-                },
+                (reason, state): count
+                for state, reasons in by_state.items()
+                for reason, count in reasons.items()
             }
             shown = self._shown.setdefault(pipeline.name, set())
             for labels in shown | counts.keys():

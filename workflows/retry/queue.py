@@ -76,7 +76,7 @@ class RetryQueue:
         return max(0, self.policy.documents_max - len(self._held))
 
     def counted(self) -> tuple[Counter[str], Counter[str]]:
-        """Documents by reason: those that wait, and those that are given up."""
+        """Count documents by reason: those that wait, and those that are given up."""
         waiting: Counter[str] = Counter()
         given_up: Counter[str] = Counter()
         for held in self:
@@ -84,9 +84,9 @@ class RetryQueue:
         return waiting, given_up
 
     def message(self, reason: str) -> str:
-        """What a row of that reason was refused with last."""
-        found = self._complaints.get(reason)
-        return found.message if found else ""
+        """Return what a row of that reason was refused with last."""
+        complaint = self._complaints.get(reason)
+        return complaint.message if complaint else ""
 
     # ---- dead letters come in
 
@@ -109,7 +109,7 @@ class RetryQueue:
         return True
 
     def _take(self, letter: Letter, now_s: float) -> None:
-        """A newer letter begins anew: the row is another one."""
+        """Take a letter; a newer one begins anew: the row is another one."""
         before = self._held.get(letter.name)
         if before is not None and before.letter.at_s > letter.at_s:
             return
@@ -125,11 +125,11 @@ class RetryQueue:
     # ---- tries
 
     def next_at_s(self) -> float | None:
-        """When the next try is due; None: nothing is held."""
+        """Return when the next try is due; None: nothing is held."""
         return min((held.next_at_s for held in self), default=None)
 
     def due(self, now_s: float, count_max: int) -> tuple[Attempt, ...]:
-        """What is to be tried now, longest overdue first."""
+        """Return what is to be tried now, longest overdue first."""
         due = sorted((held for held in self if held.next_at_s <= now_s), key=lambda held: held.next_at_s)
         called = within((held.letter for held in due), count_max)
         return tuple(Attempt(held.letter, self._only_looked_at(held)) for held in due[: len(called)])
@@ -178,7 +178,7 @@ class RetryQueue:
         return None
 
     def _pause_s(self, tries: int) -> float:
-        """Doubles with each try; half of it is left to chance, so that rows that failed together part ways."""
+        """Return a pause that doubles with each try; half of it is random, so that rows that failed together part."""
         policy = self.policy
         pause_s = min(policy.pause_s_max, policy.pause_s_min * 2.0 ** min(tries, _DOUBLINGS_MAX))
         return pause_s * (0.5 + 0.5 * self._random())
@@ -201,11 +201,11 @@ class RetryQueue:
         return round_
 
     def round(self, number: int) -> Round | None:
-        """What a request led to so far; None: it was too long ago."""
+        """Return what a request led to so far; None: it was too long ago."""
         return next((one for one in self._rounds if one.number == number), None)
 
     def drop(self, selection: Selection) -> int:
-        """Forget these for good; answers how many."""
+        """Forget these for good; return how many."""
         selected = self.selected(selection)
         for held in selected:
             self._count(held, TryOutcome.DROPPED)

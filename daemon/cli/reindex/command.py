@@ -144,7 +144,7 @@ def status(context: typer.Context, pipeline: Name, as_json: Json = False) -> Non
 
 
 def _configured(config: "Config", pipeline: "Pipeline") -> "Changes":
-    """What daemon.toml asks for."""
+    """Return what daemon.toml asks for."""
     from workflows.reindex.contract import Changes
 
     return Changes(
@@ -192,7 +192,7 @@ async def _start(config: "Config", pipeline: "Pipeline", order: Any, wait: bool,
     from workflows.reindex.workflow import Reindex
 
     client = await temporal.connect(config)
-    asked = ", ".join(
+    changes = ", ".join(
         f"{name} {value}" for name, value in order.changes.model_dump(exclude_none=True).items()
     )
     handle = await temporal.start(
@@ -204,8 +204,8 @@ async def _start(config: "Config", pipeline: "Pipeline", order: Any, wait: bool,
         pipeline=pipeline,
         summary=f"Reindex of {pipeline.name}",
         details=(
-            f"Makes another version of the index `{pipeline.name}` beside the one that readers see ({asked}), measures "
-            "it, and gives it to them at once. Updates: `approve`, `reject`, `rollback`, `finish`."
+            f"Makes another version of the index `{pipeline.name}` beside the one that readers see ({changes}), "
+            "measures it, and gives it to them at once. Updates: `approve`, `reject`, `rollback`, `finish`."
         ),
     )
     if wait:

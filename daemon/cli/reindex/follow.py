@@ -25,7 +25,7 @@ async def follow(
     handle: "WorkflowHandle[Any, Any]",
     as_json: bool,
 ) -> None:
-    """Until readers are given the new version, or a person is asked.
+    """Follow it until readers are given the new version, or a person is asked.
 
     Raises:
         WorkflowError: it failed; says why.
@@ -49,7 +49,7 @@ async def follow(
 async def _settled(
     client: "Client", handle: "WorkflowHandle[Any, Any]", steps: "Steps"
 ) -> "ReindexStatus | None":
-    """The status once there is nothing to wait for; None: it has ended."""
+    """Return the status once there is nothing to wait for; None: it has ended."""
     from temporalio.client import WorkflowExecutionStatus
     from temporalio.service import RPCError
 
@@ -80,11 +80,11 @@ async def _settled(
         if phase in children:
             child = client.get_workflow_handle(f"{handle.id}-{children[phase]}")
             try:
-                found = await progress_now(child, await child.describe())
+                progress = await progress_now(child, await child.describe())
             except RPCError:
-                found = None
-            if found is not None:
-                done, total = found.done, found.total
+                progress = None
+            if progress is not None:
+                done, total = progress.done, progress.total
         steps.news(phase, f"waiting for {waiting}" if waiting else "", done, total)
         await asyncio.sleep(_POLL_S)
 
@@ -103,7 +103,7 @@ async def answered(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None"
 
 
 async def show(config: "Config", pipeline: "Pipeline", client: "Client", as_json: bool) -> None:
-    """The versions there are, and how far the latest reindex is."""
+    """Show the versions there are, and how far the latest reindex is."""
     from daemon.cli import console
     from daemon.cli.reindex import toml as reindex_toml
     from daemon.index.connection import connect
@@ -242,7 +242,7 @@ def _print_answers(answers: "Answers", reached: "ReindexStatus", texts: dict[tup
 
 
 async def _texts(redis: Any, pipeline: str, reached: "ReindexStatus | None") -> dict[tuple[int, str], str]:
-    """Texts of the documents that are shown, by version and id; out of Redis, since Temporal holds none."""
+    """Read the texts of the documents that are shown, by version and id; out of Redis, since Temporal holds none."""
     from daemon.index.connection import translated
     from daemon.index.layout import Layout
 
@@ -259,8 +259,8 @@ async def _texts(redis: Any, pipeline: str, reached: "ReindexStatus | None") -> 
     for number, identifier in wanted:
         pipe.execute_command("HGET", f"{Layout(pipeline, number).keys(identifier)[2]}:0", "text")
     with translated():
-        found = await pipe.execute()
-    texts = {one: text.decode() for one, text in zip(wanted, found, strict=True) if text is not None}
+        stored = await pipe.execute()
+    texts = {one: text.decode() for one, text in zip(wanted, stored, strict=True) if text is not None}
     return {
         one: text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…"
         for one, text in texts.items()

@@ -47,14 +47,14 @@ def list_(config: "Config", pipeline: str, reason: str | None, key: str | None, 
     """Print all, or those of one reason or key."""
     from daemon.cli import console
 
-    found = asyncio.run(_listing(config, pipeline))
-    documents = [one for one in found.documents if reason in (None, one.reason) and key in (None, one.key)]
+    listing = asyncio.run(_listing(config, pipeline))
+    documents = [one for one in listing.documents if reason in (None, one.reason) and key in (None, one.key)]
     if as_json:
-        content = {"pipeline": pipeline, "note": found.note, "left_out": found.left_out}
+        content = {"pipeline": pipeline, "note": listing.note, "left_out": listing.left_out}
         console.print_json({**content, "dead_letters": [vars(one) for one in documents]})
         return
-    if found.note:
-        console.err.print(found.note, markup=False, style="yellow")
+    if listing.note:
+        console.err.print(listing.note, markup=False, style="yellow")
     if not documents:
         console.out.print(f"no dead letters of {pipeline}")
         return
@@ -76,14 +76,14 @@ def show(config: "Config", pipeline: str, key: str, as_json: bool) -> None:
     """
     from daemon.cli import console
 
-    found = asyncio.run(_listing(config, pipeline))
-    one = next((one for one in found.documents if one.key == key), None)
+    listing = asyncio.run(_listing(config, pipeline))
+    one = next((one for one in listing.documents if one.key == key), None)
     if one is None:
         raise LivevecError(
             f"{pipeline} has no dead letter with the key {key!r}; --list shows those there are"
         )
-    letter = found.letters.get(key)
-    content: dict[str, Any] = {**vars(one), "note": found.note}
+    letter = listing.letters.get(key)
+    content: dict[str, Any] = {**vars(one), "note": listing.note}
     if letter is not None:
         content["operation"] = letter.operation
         content["committed_at"] = _time(letter.committed_at_s)
