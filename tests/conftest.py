@@ -25,17 +25,19 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need the stack (`stack`) and those that break it (`chaos`), and group them for xdist.
 
-    With `--dist loadgroup` one worker runs all tests of the session's stack, so that it is started once; the tests of
-    any other module stay together, so that its own servers are.
+    With `--dist loadgroup` a group runs in one process: the tests of the stack, so that it is started once; those that
+    break it, which take as long again and so get a stack of their own; and each other module, for its own servers.
     """
     for item in items:
-        needs_stack = "stack" in getattr(item, "fixturenames", ())
-        if needs_stack:
+        group = item.path.stem
+        if "stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.stack)
+            group = "stack"
         if CHAOS in item.path.parents:
             item.add_marker(pytest.mark.chaos)
+            group = "chaos"
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("stack" if needs_stack else item.path.stem))
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,8 @@ class CostModel:
         return (time_s - self.fixed_s) / self.token_s
 
     def observe(self, tokens: int, elapsed_s: float) -> None:
-        pace = elapsed_s / max(self.predict_s(tokens), 1e-9)
+        # A coarse clock, or two requests that end as one, tell that it took no time at all.
+        pace = max(elapsed_s, 1e-9) / max(self.predict_s(tokens), 1e-9)
         if self._doubted and (pace > 1) != (self._doubted[0].pace > 1):
             self._learn_doubted()
         if 1 / self._PACE_CHANGED < pace < self._PACE_CHANGED:

@@ -81,24 +81,40 @@ class Positions:
     async def advance(self, offsets: Mapping[Partition, int]) -> Verdict:
         """Advance claimed partitions; positions only grow."""
         for key in self._keys:
-            known = self._known[key]
-            moves = {
-                partition: Position(known[partition].claim, offset)
-                for partition, offset in offsets.items()
-                if partition in known and offset > known[partition].offset
-            }
-            expected = {partition: known[partition] for partition in moves}
-            updates: list[str | int] = []
-            for partition, position in moves.items():
-                updates += (_field(partition), expected[partition].encode(), position.encode())
-            if not updates:
-                continue
-            differing = await self._call(key, updates)
-            if differing:
-                return _verdict(differing, expected)
+            verdict = None
+            while verdict is None:
+                verdict = await self._advance(key, offsets)
+            if verdict is not Verdict.ADVANCED:
+                return verdict
+        return Verdict.ADVANCED
+
+    async def _advance(self, key: str, offsets: Mapping[Partition, int]) -> Verdict | None:
+        """Advance the positions of one shard; None: what is known of it was behind, and is not any more."""
+        known = self._known[key]
+        moves = {
+            partition: Position(known[partition].claim, offset)
+            for partition, offset in offsets.items()
+            if partition in known and offset > known[partition].offset
+        }
+        expected = {partition: known[partition] for partition in moves}
+        updates: list[str | int] = []
+        for partition, position in moves.items():
+            updates += (_field(partition), expected[partition].encode(), position.encode())
+        differing = await self._call(key, updates) if updates else []
+        if not differing:
             # Partitions may have been released, or claimed anew, while Redis was asked.
             known.update((p, moves[p]) for p, position in expected.items() if known.get(p) == position)
-        return Verdict.ADVANCED
+            return Verdict.ADVANCED
+        stored = _stored(differing, expected)
+        if all(
+            position is not None and position.claim == expected[p].claim and position.offset > expected[p].offset
+            for p, position in stored.items()
+        ):
+            # Under its claim only this daemon advances a position: an advance whose answer was lost, or another one
+            # at the same time, was applied.
+            known.update((p, position) for p, position in stored.items() if position and known.get(p) == expected[p])
+            return None
+        return _verdict(stored, expected)
 
     async def reset(self, partition: Partition) -> None:
         """Forget how far a claimed partition was applied: its offsets start anew."""
@@ -145,12 +161,21 @@ def _field(partition: Partition) -> str:
     return f"{partition[0]}/{partition[1]}"
 
 
-def _verdict(differing: Sequence[bytes], known: Mapping[Partition, Position]) -> Verdict:
-    fields = {_field(partition): position for partition, position in known.items()}
-    for field, text in zip(differing[::2], differing[1::2], strict=True):
-        stored, expected = Position.decode(text), fields[field.decode()]
-        if stored is None or stored.claim < expected.claim:
+def _stored(
+    differing: Sequence[bytes], expected: Mapping[Partition, Position]
+) -> dict[Partition, Position | None]:
+    """What is stored of those that are not as expected."""
+    fields = {_field(partition): partition for partition in expected}
+    texts = zip(differing[::2], differing[1::2], strict=True)
+    return {fields[field.decode()]: Position.decode(text) for field, text in texts}
+
+
+def _verdict(
+    stored: Mapping[Partition, Position | None], expected: Mapping[Partition, Position]
+) -> Verdict:
+    for partition, position in stored.items():
+        if position is None or position.claim < expected[partition].claim:
             return Verdict.WENT_BACK
-        if stored.claim == expected.claim and stored.offset < expected.offset:
+        if position.claim == expected[partition].claim and position.offset < expected[partition].offset:
             return Verdict.WENT_BACK
     return Verdict.FENCED

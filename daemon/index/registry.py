@@ -176,7 +176,7 @@ class Versions:
         if not versions:
             return None
         return VersionTable(
-            active=int(plain.get(_ACTIVE, b"0") or min(versions)),
+            active=int(plain.get(_ACTIVE) or min(versions)),
             versions=versions,
             retired=frozenset(
                 int(name.removeprefix(_RETIRED)) for name in plain if name.startswith(_RETIRED)

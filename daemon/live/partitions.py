@@ -241,10 +241,13 @@ class Partitions:
         self._show_progress()
         if not offsets:
             return
+        progress = dict(self._progress)
         verdict = await self._positions.advance(offsets)
         if verdict is Verdict.WENT_BACK:
             await self._redis_went_back()
         elif verdict is Verdict.ADVANCED:
+            # What was revoked meanwhile may be another's, or ours anew with another start: its old offset is no news.
+            offsets = {p: offset for p, offset in offsets.items() if self._progress.get(p) is progress[p]}
             self.reader.commit(offsets)
             self._reported.update(offsets)
         elif not self._fenced:

@@ -12,7 +12,7 @@ from daemon.core.version import LogVersion, Version, decode, replaces, sweeps
 from daemon.index.layout import Layout, bucket_of
 from daemon.index.writer import Delete, Put, Result, Touch
 from tests.support.ordering.calls import Call, RaiseFloor, Sweep, library_source, with_version
-from tests.support.ordering.functions_twin import FunctionsTwin
+from tests.support.ordering.functions_twin import FunctionsTwin, Keyspace
 from tests.support.ordering.versions import edited_texts, versions
 from tests.support.redis_server import redis_server
 
@@ -128,12 +128,21 @@ def sequences() -> st.SearchStrategy[list[Call]]:
     )
 
 
+def fcall(twin: FunctionsTwin, call: Call) -> Result:
+    """The call, as Redis gets it."""
+    _, name, count, *rest = call.command(LAYOUT)
+    texts = [part if isinstance(part, bytes) else str(part).encode() for part in rest]
+    assert isinstance(count, int)
+    return Result(twin.call(str(name), [key.decode() for key in texts[:count]], texts[count:]))
+
+
 @many(1200)
 @given(sequences())
 def test_a_sequence_of_calls_leaves_in_redis_what_it_leaves_in_python(
     client: Any, sequence: list[Call]
 ) -> None:
-    twin = FunctionsTwin(LAYOUT)
+    keyspace = Keyspace()
+    twin = FunctionsTwin(keyspace)
     keys = [LAYOUT.keys(identifier) for identifier in IDS]
     hashes = [bookkeeping for bookkeeping, _, _ in keys]
     hashes += [f"{stem}:{number}" for _, _, stem in keys for number in range(CHUNKS_MAX)]
@@ -151,12 +160,13 @@ def test_a_sequence_of_calls_leaves_in_redis_what_it_leaves_in_python(
     pipe.dbsize()
     answers = iter(pipe.execute()[1:])
 
-    assert [Result(next(answers)) for _ in sequence] == [twin.apply(call) for call in sequence]
-    assert {key: found for key in hashes if (found := next(answers))} == twin.hashes
-    assert {key: decode(found.decode()) for key in floors if (found := next(answers))} == twin.floors
+    assert [Result(next(answers)) for _ in sequence] == [fcall(twin, call) for call in sequence]
+    found = {key: value for key in (*hashes, *floors) if (value := next(answers))}
+    assert found == keyspace.values
     ttls_ms = {key: ttl_ms for key in hashes if (ttl_ms := next(answers)) >= 0}
-    assert ttls_ms == pytest.approx(twin.ttls_ms, abs=TTL_TOLERANCE_MS)
-    assert next(answers) == len(twin.hashes) + len(twin.floors), "a key that no call should make"
+    expected_ms = {key: int(1000 * at_s) for key, at_s in keyspace.expires_at_s.items()}
+    assert ttls_ms == pytest.approx(expected_ms, abs=TTL_TOLERANCE_MS)
+    assert next(answers) == len(keyspace.values), "a key that no call should make"
 
 
 @many(400)

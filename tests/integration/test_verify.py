@@ -16,7 +16,8 @@ from deploy.local.stack import Stack
 from tests.support.index_damage import TO_DOCUMENTS, Found, no_index, wrong_vector
 from tests.support.mirrored_table import MirroredTable, wait_until
 
-ROWS = 700
+ROWS = 520
+"""More than one chunk of the check reads at once."""
 TEXT_BYTES_MAX = 300
 
 

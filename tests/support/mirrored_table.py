@@ -43,6 +43,7 @@ METRICS = "127.0.0.1:9"
 """Stands in the table's configuration; each daemon gets a copy with a port of its own."""
 SDK_METRICS = "127.0.0.1:10"
 TEXT = "{title}: {body}"
+STOP_TIMEOUT_S = 5.0
 SHARED_SOURCE = "shared"
 SHARED_TABLES = r"public\.t[0-9a-f]{8}"
 """The tables that the shared connector captures, those that are not there yet included: a pattern of Debezium's."""
@@ -112,6 +113,15 @@ class DaemonProcess:
     def terminate(self, deadline_s: float = 30.0) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(deadline_s)
+
+    def stop(self) -> None:
+        """End it as an operator does; kill it when that takes long.
+
+        What takes over from a killed one waits for time-outs, of its session with Kafka (6 s) or its queue in Temporal.
+        """
+        if self.process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.terminate(STOP_TIMEOUT_S)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -241,6 +251,7 @@ class MirroredTable:
         daemon = self.start_daemon().wait_ready()
         try:
             yield daemon
+            daemon.stop()
         finally:
             daemon.close()
 
@@ -260,6 +271,7 @@ class MirroredTable:
         worker = self.start_worker().wait_ready()
         try:
             yield worker
+            worker.stop()
         finally:
             worker.close()
 

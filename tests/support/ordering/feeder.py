@@ -19,7 +19,7 @@ class Write:
 
     version: Version
     text: str | None
-    born_s: int
+    born_s: float
 
 
 @dataclass(eq=False)

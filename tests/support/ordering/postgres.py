@@ -44,7 +44,7 @@ class Event:
     commit_lsn: int | None
     lsn: int
     toast: bool
-    born_s: int
+    born_s: float
     partition: int
     era: int
 
@@ -62,7 +62,7 @@ class Transaction:
     changes: list[Change] = field(default_factory=list)
     # (key, lsn, text) of an INSERT whose heap record is written and whose unique check waits.
     early: list[tuple[int, int, str]] = field(default_factory=list)
-    committed_s: int | None = None
+    committed_s: float | None = None
 
 
 @dataclass
@@ -85,8 +85,24 @@ class Server:
 
 
 class Postgres:
-    def __init__(self, random: Random, emit: Callable[[Event], None], early_insert: float) -> None:
+    """The model.
+
+    Args:
+        random: makes every choice.
+        emit: gets the events as the log carries them.
+        early_insert: how often an INSERT writes its heap record before its unique check.
+        new_text: what a row is given; None: one of three texts.
+    """
+
+    def __init__(
+        self,
+        random: Random,
+        emit: Callable[[Event], None],
+        early_insert: float,
+        new_text: Callable[[], str] | None = None,
+    ) -> None:
         self._random = random
+        self._new_text = new_text or (lambda: random.choice("ABC"))
         self._emit = emit
         self._early_insert = early_insert
         self.server = Server()
@@ -102,7 +118,7 @@ class Postgres:
 
     def read(self, key: int, snapshot: Snapshot) -> str | None:
         text = None
-        for xid, written in self.server.chain[key]:
+        for xid, written in self.server.chain.get(key, ()):
             if snapshot.sees(xid):
                 text = written
         return text
@@ -126,26 +142,26 @@ class Postgres:
         if transaction.early:
             self.check_unique(xid)
             return
-        key, text = self._random.randrange(KEYS), self._random.choice("ABC")
+        key, text = self._random.randrange(KEYS), self._new_text()
         old = self._newest(key)
         dice = self._random.random()
         if dice < 0.06 and self._table_is_free(xid):
-            self._truncate(xid)
+            self.truncate(xid)
         elif dice < 0.06 + self._early_insert and self._may_insert_early(xid, key):
-            transaction.early.append((key, self._tick(), text))
+            transaction.early.append((key, self.tick(), text))
         elif not self._is_free(xid, key):
             return
         elif old is None:
-            self._put(xid, key, text, self._tick(), "c")
+            self.put(xid, key, text, self.tick(), "c")
         elif dice < 0.5:
-            self._put(xid, key, None, self._tick(), "d")
+            self.put(xid, key, None, self.tick(), "d")
             if self._random.random() < 0.4:
-                self._put(xid, key, text, self._tick(), "c")
+                self.put(xid, key, text, self.tick(), "c")
         elif dice < 0.62:
             self._change_key(xid, key, old)
         else:
             toast = self._random.random() < 0.25
-            self._put(xid, key, old if toast else text, self._tick(), "u", toast)
+            self.put(xid, key, old if toast else text, self.tick(), "u", toast)
 
     def check_unique(self, xid: int) -> None:
         """The unique check of an early INSERT, once its key is free."""
@@ -157,14 +173,14 @@ class Postgres:
             self.abort(xid)
             return
         transaction.early.pop(0)
-        self._put(xid, key, text, lsn, "c")
+        self.put(xid, key, text, lsn, "c")
 
     def abort(self, xid: int) -> None:
         for key, chain in self.server.chain.items():
             self.server.chain[key] = [written for written in chain if written[0] != xid]
         self.become_visible(xid)
 
-    def write_commit_record(self, xid: int, now_s: int) -> None:
+    def write_commit_record(self, xid: int, now_s: float) -> None:
         server, transaction = self.server, self.server.transactions[xid]
         if transaction.committed_s is not None or transaction.early:
             return
@@ -174,7 +190,7 @@ class Postgres:
                 event = self._event(change, xid, now_s)
                 self.log.append(event)
                 self._emit(event)
-        end_lsn = self._tick()
+        end_lsn = self.tick()
         if server.streaming and transaction.changes:
             server.last_commit_lsn = end_lsn
 
@@ -212,7 +228,7 @@ class Postgres:
 
     # ---- parts
 
-    def _tick(self) -> int:
+    def tick(self) -> int:
         self.server.lsn += self._random.choice((8, 16, 40))
         return self.server.lsn
 
@@ -233,14 +249,14 @@ class Postgres:
             server.table_lock is None and server.row_locks.get(key) != xid and self._newest(key) is not None
         )
 
-    def _put(self, xid: int, key: int, text: str | None, lsn: int, op: str, toast: bool = False) -> None:
+    def put(self, xid: int, key: int, text: str | None, lsn: int, op: str, toast: bool = False) -> None:
         self.server.row_locks[key] = xid
-        self.server.chain[key].append((xid, text))
+        self.server.chain.setdefault(key, []).append((xid, text))
         self.server.transactions[xid].changes.append(Change(lsn, op, key, text, toast))
 
-    def _truncate(self, xid: int) -> None:
+    def truncate(self, xid: int) -> None:
         self.server.table_lock = xid
-        lsn = self._tick()
+        lsn = self.tick()
         for chain in self.server.chain.values():
             chain.append((xid, None))
         self.server.transactions[xid].changes.append(Change(lsn, "t", None, None, False))
@@ -249,11 +265,11 @@ class Postgres:
         """A primary-key change: a delete and an insert with one LSN and two keys."""
         other = self._random.randrange(KEYS)
         if other != key and self._newest(other) is None and self._is_free(xid, other):
-            lsn = self._tick()
-            self._put(xid, key, None, lsn, "d")
-            self._put(xid, other, text, lsn, "c", self._random.random() < 0.3)
+            lsn = self.tick()
+            self.put(xid, key, None, lsn, "d")
+            self.put(xid, other, text, lsn, "c", self._random.random() < 0.3)
 
-    def _event(self, change: Change, xid: int, now_s: int) -> Event:
+    def _event(self, change: Change, xid: int, now_s: float) -> Event:
         partition = self._random.randrange(PARTITIONS) if change.key is None else change.key % PARTITIONS
         return Event(
             change.op,
