@@ -92,7 +92,7 @@ class Mender:
         stored = self._sides.stored
         hashes = [(one, number) for one in differing for number in sorted(surplus.get(one, ()))]
         pruned = await stored.prune(hashes)
-        await stored.remove(foreign)
+        await stored.keyspace.remove(foreign)
         await self._durability.reached()
         return Tally(outcomes=outcomes, pruned=pruned + len(foreign))
 

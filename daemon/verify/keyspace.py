@@ -6,7 +6,7 @@ node that may be done. So a position names the servers and their slots, and a wa
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -95,6 +95,19 @@ class Keyspace:
         left = [(name, after)] if after else []
         texts = [key.decode("utf-8", "replace") for key in keys]
         return ScanStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        """Remove keys, whoever wrote them.
+
+        Raises:
+            FailureClass: Redis failed.
+        """
+        if keys:
+            pipe = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipe.execute_command("UNLINK", key)
+            with translated():
+                await pipe.execute()
 
     async def _nodes(self) -> dict[str, dict[str, Any]]:
         """Return, for each primary, what sends a command to it."""

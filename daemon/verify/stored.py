@@ -117,6 +117,10 @@ class StoredDocuments:
         found = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
         return [int(size) for size in found]
 
+    async def values(self, keys: Sequence[str], field: str) -> list[bytes | None]:
+        """Read one field of each hash; None where there is none."""
+        return await self._pipelined([("HGET", key, field) for key in keys])
+
     async def existing(self, keys: Sequence[str]) -> list[bool]:
         """Return whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
@@ -167,10 +171,6 @@ class StoredDocuments:
             bookkeeping = self._layout.bookkeeping(identifier)
             calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.key(identifier, number), number))
         return sum(cast(Sequence[int], await self._pipelined(calls)))
-
-    async def remove(self, keys: Sequence[str]) -> None:
-        """Remove keys that livevec did not write."""
-        await self._pipelined([("UNLINK", key) for key in keys])
 
     def sorted_out(self, keys: Iterable[str]) -> Keys:
         """Sort keys of the index version by what they are."""

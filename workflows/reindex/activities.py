@@ -16,14 +16,12 @@ from daemon.index import schema
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout, gaps_key
 from daemon.index.registry import IndexVersion, Versions, VersionTable
-from daemon.index.writer import IndexWriter
 from daemon.projection.build import check_columns, document_builder
 from daemon.settings import IndexSettings, Pipeline, PostgresSource
 from daemon.source.kafka.dead_letter_reader import read_partitions
 from daemon.source.postgres.reader import PostgresReader
 from daemon.verify.keyspace import Keyspace
 from daemon.verify.pace import Interruption
-from daemon.verify.stored import StoredDocuments
 from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.reindex.contract import (
@@ -250,12 +248,10 @@ class ReindexActivities:
     async def _remove_keys(self, client: Client, layout: Layout) -> int:
         """Walk once through all keys, and remove them; what was written meanwhile is for the next walk."""
         keyspace = Keyspace(client, layout)
-        writer = IndexWriter(client, layout, self._resources.config.redis.pipeline_commands_max)
-        stored = StoredDocuments(client, writer)
         removed = 0
         async for step in keyspace.steps(self._resources.patience):
             if step.keys:
-                await self._call("redis", stored.remove, step.keys)
+                await self._call("redis", keyspace.remove, step.keys)
                 removed += len(step.keys)
                 await asyncio.sleep(_PAUSE_S)
         return removed

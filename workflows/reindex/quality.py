@@ -11,12 +11,11 @@ from daemon.core.exact import Floats, NearestOf, distances
 from daemon.core.vectors import decode
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
-from daemon.index.connection import translated
 from daemon.index.layout import Layout, document_id
 from daemon.index.reader import Hit, knn
 from daemon.index.registry import IndexVersion
 from daemon.projection.build import Projection
-from daemon.verify.keyspace import Keyspace
+from daemon.verify.stored import StoredDocuments
 from workflows.reindex.contract import NEIGHBOURS, Answers, Quality
 from workflows.resources import Resources
 
@@ -50,7 +49,8 @@ class QualityCheck:
         self._projection = projection
         self._old = old
         self._version = projection.version
-        self._layout = Layout(projection.pipeline.name, projection.version.number)
+        self._layout = projection.writer.layout
+        self._stored = StoredDocuments(projection.client, projection.writer)
 
     async def run(self) -> Quality:
         """Measure.
@@ -84,8 +84,8 @@ class QualityCheck:
             projection.reader.part, projection.reader.key_ranges, projection.table, count + 1
         )
         names = [document_id(key) for key in bounds]
-        keys = [f"{self._layout.keys(name)[2]}:0" for name in names]
-        texts = await self._read(keys, "text")
+        keys = [self._stored.key(name, 0) for name in names]
+        texts = await self._call("redis", self._stored.values, keys, "text")
         sampled = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
         return _Queries(tuple(name for name, _ in sampled), tuple(text for _, text in sampled))
 
@@ -101,8 +101,7 @@ class QualityCheck:
         """Find the nearest of all vectors in the index, or of as many as are allowed: then with True beside it."""
         # Twice as many as are compared: some will have changed by then.
         nearest = NearestOf(queries, self._version.metric, 2 * NEIGHBOURS)
-        keyspace = Keyspace(self._projection.client, self._layout)
-        async for step in keyspace.steps(self._resources.patience):
+        async for step in self._stored.keyspace.steps(self._resources.patience):
             if nearest.vectors >= self._resources.config.reindex.exact_vectors_max:
                 return nearest, True
             if step.restarted:
@@ -118,7 +117,7 @@ class QualityCheck:
     async def _recalled(self, query: Floats, exact: list[str], left_out: bool) -> tuple[int, int]:
         """Return how many of the nearest the index answers, and of how many; by the vectors as they are now."""
         hits = await self._knn(self._version, query, by_chunk=True)
-        answered = [f"{self._layout.keys(hit.id)[2]}:{hit.chunk}" for hit in hits]
+        answered = [self._stored.key(hit.id, hit.chunk) for hit in hits]
         if left_out:
             # What exact search did not see cannot be judged.
             answered = [key for key in answered if key in exact]
@@ -179,7 +178,7 @@ class QualityCheck:
     async def _vectors(self, keys: Sequence[str]) -> dict[str, Floats]:
         """Read float32 [dimension] of each hash that has a vector as the index takes it."""
         size_bytes = self._version.dimension * (4 if self._version.type == "FLOAT32" else 2)
-        stored = await self._read(keys, "embedding")
+        stored = await self._call("redis", self._stored.values, keys, "embedding")
         whole = {
             key: vector
             for key, vector in zip(keys, stored, strict=True)
@@ -188,17 +187,6 @@ class QualityCheck:
         if not whole:
             return {}
         return dict(zip(whole, decode(list(whole.values()), self._version.type), strict=True))
-
-    async def _read(self, keys: Sequence[str], field: str) -> list[bytes | None]:
-        async def read() -> list[bytes | None]:
-            pipe = self._projection.client.pipeline(transaction=False)
-            for key in keys:
-                pipe.execute_command("HGET", key, field)
-            with translated():
-                values: list[bytes | None] = await pipe.execute()
-            return values
-
-        return await self._call("redis", read) if keys else []
 
 
 def _pairs(hits: Sequence[Hit]) -> tuple[tuple[str, float], ...]:
