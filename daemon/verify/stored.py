@@ -114,8 +114,8 @@ class StoredDocuments:
 
     async def vector_sizes(self, keys: Sequence[str]) -> list[int]:
         """Return the bytes of each hash's vector; 0 where there is none."""
-        found = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
-        return [int(size) for size in found]
+        sizes = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
+        return [int(size) for size in sizes]
 
     async def values(self, keys: Sequence[str], field: str) -> list[bytes | None]:
         """Read one field of each hash; None where there is none."""
@@ -148,10 +148,10 @@ class StoredDocuments:
 
     async def searchable(self, keys: Sequence[str]) -> set[str]:
         """Return those of these hashes that a search finds; none where there is no index."""
-        found: set[str] = set()
+        searchable: set[str] = set()
         for start in range(0, len(keys), _SEARCHED_MAX):
-            found |= await self._found(keys[start : start + _SEARCHED_MAX])
-        return found
+            searchable |= await self._found(keys[start : start + _SEARCHED_MAX])
+        return searchable
 
     async def _found(self, keys: Sequence[str]) -> set[str]:
         query = ("FT.SEARCH", self._layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
@@ -174,18 +174,18 @@ class StoredDocuments:
 
     def sorted_out(self, keys: Iterable[str]) -> Keys:
         """Sort keys of the index version by what they are."""
-        found = Keys([], [], [])
+        sorted_keys = Keys([], [], [])
         for key in keys:
             if key.startswith(self._layout.bookkeeping_prefix):
-                found.documents.append(self._layout.identifier(key))
+                sorted_keys.documents.append(self._layout.identifier(key))
             elif key.startswith(self._layout.documents_prefix):
-                _, _, rest = key.removeprefix(self._layout.documents_prefix).partition("}:")
-                identifier, _, number = rest.rpartition(":")
+                _, _, tail = key.removeprefix(self._layout.documents_prefix).partition("}:")
+                identifier, _, number = tail.rpartition(":")
                 if number.isdecimal() and self.key(identifier, int(number)) == key:
-                    found.chunks.append((identifier, int(number)))
+                    sorted_keys.chunks.append((identifier, int(number)))
                 else:
-                    found.foreign.append(key)
-        return found
+                    sorted_keys.foreign.append(key)
+        return sorted_keys
 
     async def _pipelined(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         if not commands:

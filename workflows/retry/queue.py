@@ -1,4 +1,4 @@
-"""The dead letters of one pipeline, by document: which is tried next and when, and which is given up.
+"""The dead letters of one pipeline, by document: it decides which is tried next and when, and which is given up.
 
 No clock and no randomness of its own: the workflow gives both, so that its history can be replayed.
 """
@@ -48,7 +48,7 @@ class RetryQueue:
         self.taken = state.taken
         self._held = {held.letter.name: held for held in state.held}
         self._fed = {fed.partition: fed for fed in state.fed}
-        self._complaints = {one.reason: one for one in state.complaints}
+        self._complaints = {complaint.reason: complaint for complaint in state.complaints}
         self._rounds = list(state.rounds)
         self._random = random
 
@@ -140,13 +140,13 @@ class RetryQueue:
 
     def settle(self, tried: Sequence[Tried], now_s: float) -> None:
         """Take the results of attempts; a document that got a newer letter meanwhile stays."""
-        for one in tried:
-            held = self._held.get(one.letter.name)
-            if held is None or held.letter.place != one.letter.place:
+        for result in tried:
+            held = self._held.get(result.letter.name)
+            if held is None or held.letter.place != result.letter.place:
                 continue
-            self._settle(held, one, now_s)
-            if one.complaint is not None:
-                self._complain((one.complaint,))
+            self._settle(held, result, now_s)
+            if result.complaint is not None:
+                self._complain((result.complaint,))
 
     def _settle(self, held: Held, tried: Tried, now_s: float) -> None:
         outcome = tried.outcome
@@ -202,7 +202,7 @@ class RetryQueue:
 
     def round(self, number: int) -> Round | None:
         """Return what a request led to so far; None: it was too long ago."""
-        return next((one for one in self._rounds if one.number == number), None)
+        return next((round_ for round_ in self._rounds if round_.number == number), None)
 
     def drop(self, selection: Selection) -> int:
         """Forget these for good; return how many."""
