@@ -288,6 +288,6 @@ def reason(error: BaseException) -> str:
     causes = [error]
     while (cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None:
         causes.append(cause)
-    failures = [one for one in causes if isinstance(one, FailureError)]
+    failures = [cause for cause in causes if isinstance(cause, FailureError)]
     last = failures[-1] if failures else causes[-1]
     return last.message if isinstance(last, FailureError) else str(last)

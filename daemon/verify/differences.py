@@ -84,7 +84,10 @@ def counted(differences: Differences, kinds: frozenset[Difference]) -> dict[str,
 
 def examples(differences: Differences, kinds: frozenset[Difference]) -> dict[str, tuple[str, ...]]:
     """Return the first ids of each kind."""
-    ids = {kind.value: sorted(one for one, shown in differences.items() if kind in shown) for kind in kinds}
+    ids = {
+        kind.value: sorted(identifier for identifier, shown in differences.items() if kind in shown)
+        for kind in kinds
+    }
     return {name: tuple(named[:EXAMPLES_MAX]) for name, named in ids.items() if named}
 
 

@@ -90,7 +90,9 @@ class Mender:
             written = await self._lane.project(rows, rewrite=differing.keys())
             outcomes = added(outcomes, {outcome.value: count for outcome, count in written.items()})
         stored = self._sides.stored
-        hashes = [(one, number) for one in differing for number in sorted(surplus.get(one, ()))]
+        hashes = [
+            (identifier, number) for identifier in differing for number in sorted(surplus.get(identifier, ()))
+        ]
         pruned = await stored.prune(hashes)
         await stored.keyspace.remove(foreign)
         await self._durability.reached()
@@ -145,7 +147,7 @@ class Examiner:
             return await self.comparison.suspects(wanted)
         async with self._share.place(self.sides.projection.client):
             looks = await self.comparison.looks(wanted)
-        return {one for one, look in looks.items() if look.differences}
+        return {identifier for identifier, look in looks.items() if look.differences}
 
     async def settled(
         self,
@@ -164,7 +166,7 @@ class Examiner:
         looked = await self._looks.settle(suspects, surplus, stop=lambda: self.interruption.asked)
         if looked is None:
             return None
-        differing = {one: shown & kinds for one, shown in looked.items() if shown & kinds}
+        differing = {identifier: shown & kinds for identifier, shown in looked.items() if shown & kinds}
         self._on_settled(differing, foreign)
         shown = differing | dict.fromkeys(foreign, frozenset({Difference.ORPHANED}))
         tally = Tally(found=counted(shown, kinds), examples=examples(shown, kinds))
@@ -210,7 +212,7 @@ class RangeCheck:
                 break
             wanted = examiner.comparison.rendered(batch.rows)
             suspects |= await examiner.suspects(wanted)
-            refused = sum(isinstance(one, RejectRow) for one in wanted.values())
+            refused = sum(isinstance(document, RejectRow) for document in wanted.values())
             seen = seen.plus(Tally(rows=len(batch.rows), refused=refused))
             examiner.on_seen("rows", len(batch.rows))
             ended = batch.last is None
@@ -254,15 +256,17 @@ class _KeysSeen:
         stored, sorted_keys = sides.stored, sides.stored.sorted_out(keys)
         kept = await stored.bookkeeping(sorted_keys.documents)
         present = [
-            one for one, held in zip(sorted_keys.documents, kept, strict=True) if held.digests is not None
+            identifier
+            for identifier, held in zip(sorted_keys.documents, kept, strict=True)
+            if held.digests is not None
         ]
         rows = await sides.reread(present, keys_only=True) if present else []
-        self.suspects |= {one for one, _, row in rows if row is None}
-        owners = await stored.bookkeeping([one for one, _ in sorted_keys.chunks])
-        for (one, number), held in zip(sorted_keys.chunks, owners, strict=True):
+        self.suspects |= {identifier for identifier, _, row in rows if row is None}
+        owners = await stored.bookkeeping([identifier for identifier, _ in sorted_keys.chunks])
+        for (identifier, number), held in zip(sorted_keys.chunks, owners, strict=True):
             if number >= held.chunks:
-                self.suspects.add(one)
-                self.surplus.setdefault(one, set()).add(number)
+                self.suspects.add(identifier)
+                self.surplus.setdefault(identifier, set()).add(number)
         self.foreign.update(sorted_keys.foreign)
         self.documents += len(present)
         return len(present)

@@ -68,8 +68,8 @@ class Session:
         foreign_keys: set[str] = set()
 
         def settled(differences: Differences, foreign: Collection[str]) -> None:
-            for one, shown in differences.items():
-                differing[one] = differing.get(one, frozenset()) | shown
+            for identifier, shown in differences.items():
+                differing[identifier] = differing.get(identifier, frozenset()) | shown
             foreign_keys.update(foreign)
 
         tally = await self._examined(None, on_progress, settled)

@@ -133,7 +133,7 @@ class Reconcile(Controlled):
         self._checking_since_s = workflow.time()
         self._tell(CHECKING)
         work = [self._keys(), *(self._range(after, until) for after, until in _ranges(plan.bounds))]
-        tasks = [asyncio.create_task(one) for one in work]
+        tasks = [asyncio.create_task(part) for part in work]
         try:
             await asyncio.gather(*tasks)
         finally:

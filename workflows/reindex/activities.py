@@ -152,8 +152,8 @@ class ReindexActivities:
             # Read before the barrier of the backfill begins: what the log lacked before does not matter.
             gaps = await registry.gaps()
             writers = await registry.versions.writers(look.number)
-            missing = [one for one in range(partitions) if (topic, one) not in writers]
-            return Joined(missing=tuple(f"{topic}/{one}" for one in missing), gaps=gaps)
+            missing = [number for number in range(partitions) if (topic, number) not in writers]
+            return Joined(missing=tuple(f"{topic}/{number}" for number in missing), gaps=gaps)
 
         return await self._looked(look, once, lambda joined: joined.missing)
 
@@ -173,8 +173,8 @@ class ReindexActivities:
             if look.number in table.versions and look.number not in table.retired:
                 await registry.versions.retire(look.number)
             writers = await registry.versions.writers(look.number)
-            writing = sorted(one for name, one in writers if name == topic and one < partitions)
-            return Left(writing=tuple(f"{topic}/{one}" for one in writing))
+            writing = sorted(number for name, number in writers if name == topic and number < partitions)
+            return Left(writing=tuple(f"{topic}/{number}" for number in writing))
 
         return await self._looked(look, once, lambda left: left.writing)
 
@@ -342,7 +342,7 @@ def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
     """Return the same, once each setting was checked as if it were in daemon.toml.
 
     Raises:
-        ConfigError: one cannot be; says which.
+        ConfigError: a setting is not allowed; says which.
     """
     try:
         IndexSettings.model_validate(
@@ -350,7 +350,10 @@ def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
         )
         wanted.pipeline(pipeline)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors()]
+        problems = [
+            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
         raise ConfigError("; ".join(problems)) from None
     if wanted.dimension < 1:
         raise ConfigError(f"dimension: {wanted.dimension} is no length of a vector")

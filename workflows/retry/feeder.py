@@ -53,7 +53,9 @@ class Feeder:
         self._client = client
         self._metrics = metrics
         self._patience = Patience(config.retry, health)
-        self._pipelines = {config.kafka.dead_letter_topic(one.name): one for one in config.pipelines}
+        self._pipelines = {
+            config.kafka.dead_letter_topic(pipeline.name): pipeline for pipeline in config.pipelines
+        }
         self._waiting: dict[str, deque[DeadLetter]] = {topic: deque() for topic in self._pipelines}
         self._arrived = {topic: asyncio.Event() for topic in self._pipelines}
         self._held_back: frozenset[str] = frozenset()
@@ -69,12 +71,14 @@ class Feeder:
         kafka = self._config.kafka.model_copy(update={"group_id": group_id(self._config)})
         self._reader = KafkaReader(kafka, list(self._pipelines), self, asyncio.get_running_loop())
         self._reader.start()
-        tasks = [asyncio.ensure_future(self._feed(*one)) for one in self._pipelines.items()]
-        tasks += [asyncio.ensure_future(self._look(one)) for one in self._pipelines.values()]
+        tasks = [
+            asyncio.ensure_future(self._feed(topic, pipeline)) for topic, pipeline in self._pipelines.items()
+        ]
+        tasks += [asyncio.ensure_future(self._look(pipeline)) for pipeline in self._pipelines.values()]
         try:
             done, _ = await asyncio.wait([*tasks, self._failure], return_when=asyncio.FIRST_EXCEPTION)
-            for one in done:
-                one.result()
+            for task in done:
+                task.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -98,7 +102,7 @@ class Feeder:
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         for topic, letters in self._waiting.items():
-            kept = [one for one in letters if (topic, one.place.partition) not in partitions]
+            kept = [letter for letter in letters if (topic, letter.place.partition) not in partitions]
             self._waiting[topic] = deque(kept)
         self._hold_back()
 
@@ -143,14 +147,14 @@ class Feeder:
 
     async def _tell(self, topic: str, pipeline: Pipeline, count_max: int) -> None:
         waiting = list(self._waiting[topic])
-        if letters := waiting[: len(within((_letter(one) for one in waiting), count_max))]:
+        if letters := waiting[: len(within((_letter(letter) for letter in waiting), count_max))]:
             await self._patience.call("temporal", self._signal, pipeline, letters)
             self._taken(topic, letters)
 
     def _taken(self, topic: str, letters: Sequence[DeadLetter]) -> None:
         places = {letter.place for letter in letters}
         # Those of a partition that went meanwhile are another feeder's: it sends them again, which is no harm.
-        self._waiting[topic] = deque(one for one in self._waiting[topic] if one.place not in places)
+        self._waiting[topic] = deque(letter for letter in self._waiting[topic] if letter.place not in places)
         self._hold_back()
         offsets: dict[Partition, int] = {}
         for place in places:
@@ -166,7 +170,7 @@ class Feeder:
         """
         policy = RetryPolicy.of(self._config.retry_dead_letters)
         complaints = {letter.reason: Complaint.of(letter.reason, letter.message) for letter in letters}
-        feed = Feed(tuple(_letter(one) for one in letters), tuple(complaints.values()), policy)
+        feed = Feed(tuple(_letter(letter) for letter in letters), tuple(complaints.values()), policy)
         try:
             await self._client.start_workflow(
                 Retry.run,

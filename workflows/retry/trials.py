@@ -123,13 +123,13 @@ class RowTrials(Trials):
         reader = self._projection.reader
         keys = [key for _, key in due]
         read = await self._resources.patience.call(reader.part, self._projection.rows.reread_each, keys)
-        for (attempt, key), one in zip(due, read, strict=True):
-            if isinstance(one, RejectRow):
-                rows[attempt.letter.name] = refused(attempt, one)
-            elif too_early(attempt, one[0]):
+        for (attempt, key), reread in zip(due, read, strict=True):
+            if isinstance(reread, RejectRow):
+                rows[attempt.letter.name] = refused(attempt, reread)
+            elif too_early(attempt, reread[0]):
                 rows[attempt.letter.name] = Tried(attempt.letter, TryOutcome.LATER)
             else:
-                rows[attempt.letter.name] = (document_id(key), *one)
+                rows[attempt.letter.name] = (document_id(key), *reread)
         return [rows[attempt.letter.name] for attempt in attempts]
 
     async def _keys(self, attempts: Sequence[Attempt]) -> list[Key | RejectRow]:
