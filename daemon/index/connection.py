@@ -93,6 +93,8 @@ def _response(text: str) -> FailureClass:
         return FunctionsMissing("the livevec function library is missing in Redis; loading it", 0.0)
     if text.startswith(("LOADING", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS")):
         return RetryLater(f"Redis cannot write now ({text})", 0.5)
+    if "no such index" in text.lower() or "unknown index" in text.lower():
+        return RetryLater(f"an index vanished from Redis ({text}); it is made anew", 0.25)
     if text.startswith("READONLY"):
         return RetryLater("Redis is a read-only replica; redis.url must lead to the primary", 1.0)
     if "WRONGTYPE" in text or "LIVEVEC malformed version" in text:

@@ -189,20 +189,31 @@ local function vectors(keys, args)
   return found
 end
 
+-- The field that stands for the process itself. One that was started anew has lost what was not on disk yet, which
+-- no position shows that was not moved in between.
+local SERVER = '@server'
+
+local function position(key, field)
+  if field == SERVER then return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') end
+  return redis.call('HGET', key, field) or ''
+end
+
 -- KEYS[1] positions (hash); ARGV: times (field, expected value or '', new value)
 -- Compare and set, all or nothing. Answers 1, or the fields whose value is not the expected one, each with its
 -- value: this is not the Redis that was written to.
 local function advance(keys, args)
   local differing = {}
   for i = 1, #args, 3 do
-    local stored = redis.call('HGET', keys[1], args[i]) or ''
+    local stored = position(keys[1], args[i])
     if stored ~= args[i + 1] then
       differing[#differing + 1] = args[i]
       differing[#differing + 1] = stored
     end
   end
   if #differing > 0 then return differing end
-  for i = 1, #args, 3 do redis.call('HSET', keys[1], args[i], args[i + 2]) end
+  for i = 1, #args, 3 do
+    if args[i] ~= SERVER then redis.call('HSET', keys[1], args[i], args[i + 2]) end
+  end
   return APPLIED
 end
 

@@ -3,7 +3,9 @@
 A Redis that comes back older than the consumer group's offsets (a lost AOF tail, a restored dump, a failover to
 a lagging replica, FLUSHALL) tells so by an older position. Each shard holds one hash: `topic/partition` ->
 `claim:offset`. A daemon that is assigned a partition claims it, and from then on advances it by compare-and-set
-from the value it wrote last; what it finds instead tells a Redis that went back from a successor's claim.
+from the value it wrote last; what it finds instead tells a Redis that went back from a successor's claim. A Redis
+that was started anew may have lost writes that no position covers yet: its run id, which goes with every advance,
+tells.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +20,16 @@ from daemon.index.layout import positions_key
 from daemon.index.writer import load_functions
 
 Partition = tuple[str, int]
+_SERVER = "@server"
+"""See functions.lua."""
 
 
 class Verdict(Enum):
     ADVANCED = "advanced"
     WENT_BACK = "went_back"
     """Redis holds an older position than was written, or none: its data went back too."""
+    RESTARTED = "restarted"
+    """It is another process than was written to: what it had not on disk yet, and no position covers, is gone."""
     FENCED = "fenced"
     """Another daemon has claimed a partition: it is not ours any more."""
 
@@ -54,6 +60,7 @@ class Positions:
         self._group = group
         self._keys: list[str] = []
         self._known: dict[str, dict[Partition, Position]] = {}
+        self._servers: dict[str, str] = {}
 
     async def claim(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
         """Claim partitions; answers the offset up to which every shard has applied each, None where one has none."""
@@ -62,9 +69,13 @@ class Positions:
             return {}
         found: dict[Partition, int | None] = {}
         for key in self._keys:
+            known = self._known.setdefault(key, {})
+            # Told before the positions are read: a restart in between shows with the first advance.
+            server = (await self._call(key, [_SERVER, "", ""]))[1].decode()
+            if not known.keys() - set(partitions):
+                self._servers[key] = server
             with translated():
                 stored = await self._client.hmget(key, [_field(p) for p in partitions])
-            known = self._known.setdefault(key, {})
             updates: list[str | int] = []
             for partition, text in zip(partitions, cast(Sequence[bytes | None], stored), strict=True):
                 before = Position.decode(text)
@@ -97,22 +108,31 @@ class Positions:
             if partition in known and offset > known[partition].offset
         }
         expected = {partition: known[partition] for partition in moves}
-        updates: list[str | int] = []
+        server = self._servers[key]
+        updates: list[str | int] = [_SERVER, server, server]
         for partition, position in moves.items():
             updates += (_field(partition), expected[partition].encode(), position.encode())
-        differing = await self._call(key, updates) if updates else []
+        differing = await self._call(key, updates) if moves else []
         if not differing:
             # Partitions may have been released, or claimed anew, while Redis was asked.
             known.update((p, moves[p]) for p, position in expected.items() if known.get(p) == position)
             return Verdict.ADVANCED
-        stored = _stored(differing, expected)
+        restarted = bool(differing) and differing[0] == _SERVER.encode()
+        stored = _stored(differing[2:] if restarted else differing, expected)
+        if restarted:
+            lost = bool(stored) and _verdict(stored, expected) is Verdict.WENT_BACK
+            return Verdict.WENT_BACK if lost else Verdict.RESTARTED
         if all(
-            position is not None and position.claim == expected[p].claim and position.offset > expected[p].offset
+            position is not None
+            and position.claim == expected[p].claim
+            and position.offset > expected[p].offset
             for p, position in stored.items()
         ):
             # Under its claim only this daemon advances a position: an advance whose answer was lost, or another one
             # at the same time, was applied.
-            known.update((p, position) for p, position in stored.items() if position and known.get(p) == expected[p])
+            known.update(
+                (p, position) for p, position in stored.items() if position and known.get(p) == expected[p]
+            )
             return None
         return _verdict(stored, expected)
 
@@ -170,9 +190,7 @@ def _stored(
     return {fields[field.decode()]: Position.decode(text) for field, text in texts}
 
 
-def _verdict(
-    stored: Mapping[Partition, Position | None], expected: Mapping[Partition, Position]
-) -> Verdict:
+def _verdict(stored: Mapping[Partition, Position | None], expected: Mapping[Partition, Position]) -> Verdict:
     for partition, position in stored.items():
         if position is None or position.claim < expected[partition].claim:
             return Verdict.WENT_BACK

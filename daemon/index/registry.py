@@ -14,7 +14,7 @@ from typing import Any, cast
 import orjson
 
 from daemon.embedding.embedder import EmbeddingSpace
-from daemon.errors import ConfigError
+from daemon.errors import ConfigError, RetryLater
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout, versions_key, writers_key
 from daemon.settings import ChunkingSettings, EmbeddingSettings, MetadataField, Pipeline
@@ -203,7 +203,12 @@ class Versions:
             for version in versions:
                 await self._client.hsetnx(self._key, str(version.number), version.encode())
             await self._client.hsetnx(self._key, _ACTIVE, str(active))
-        return await self.known()
+        table = await self.read()
+        if table is None:
+            raise RetryLater(
+                f"Redis lost the registry of {self._pipeline} while it was written; writing it again"
+            )
+        return table
 
     async def register(self, version: IndexVersion) -> IndexVersion:
         """Register under the next free number, which is never used again; its own `number` is not looked at."""

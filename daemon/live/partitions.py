@@ -69,6 +69,7 @@ class Partitions:
         self._health = health
         self._owner = owner
         self._progress: dict[Partition, PartitionProgress] = {}
+        self._starts: dict[Partition, int | None] = {}
         self._reported: dict[Partition, int] = {}
         self._held_topics: frozenset[str] = frozenset()
         self._seeks = 0
@@ -137,6 +138,7 @@ class Partitions:
                 # The position is always written first: this Redis went back while nobody held the partition.
                 await self._lost_history(partition, "redis_went_back")
             start[partition] = known if group is None or known is None else min(known, group)
+            self._starts[partition] = start[partition]
         # A version that was registered while these partitions were another's gets their changes from the first on.
         await self._patience.call("redis", self._versions.follow, self.owned)
         self._health.assigned = True
@@ -168,6 +170,7 @@ class Partitions:
             if partition in self._recoveries:
                 self._recoveries.pop(partition).cancel()
             self._progress.pop(partition, None)
+            self._starts.pop(partition, None)
             self._reported.pop(partition, None)
         self._positions.release(partitions)
         self._health.assigned = bool(self._progress)
@@ -243,8 +246,8 @@ class Partitions:
             return
         progress = dict(self._progress)
         verdict = await self._positions.advance(offsets)
-        if verdict is Verdict.WENT_BACK:
-            await self._redis_went_back()
+        if verdict in (Verdict.WENT_BACK, Verdict.RESTARTED):
+            await self._read_again(verdict)
         elif verdict is Verdict.ADVANCED:
             # What was revoked meanwhile may be another's, or ours anew with another start: its old offset is no news.
             offsets = {p: offset for p, offset in offsets.items() if self._progress.get(p) is progress[p]}
@@ -266,9 +269,11 @@ class Partitions:
                 offsets[partition] = progress.committable
         return offsets
 
-    async def _redis_went_back(self) -> None:
-        """Read again from what this Redis says, and note that offsets cover only the log's own writes."""
-        self._metrics.went_back.inc()
+    async def _read_again(self, verdict: Verdict) -> None:
+        """Read again from what this Redis says; where it went back, note that offsets cover only the log's writes."""
+        went_back = verdict is Verdict.WENT_BACK
+        if went_back:
+            self._metrics.went_back.inc()
         partitions = self.owned
         self._seeks += 1
         for mirror in self._versions.all():
@@ -280,7 +285,7 @@ class Partitions:
         async def restore() -> Mapping[Partition, int | None]:
             await load_functions(self._parts.redis)
             await self._versions.restore()
-            for mirror in self._versions.all():
+            for mirror in self._versions.all() if went_back else ():
                 await mirror.writer.mark_for_reconcile("redis_went_back")
             for anchors in self._parts.anchors.values():
                 await anchors.store()
@@ -288,12 +293,16 @@ class Partitions:
 
         # Until the seek nothing that is read is taken, so Redis is waited for here, should it leave again.
         applied = await self._patience.call("redis", restore)
-        log.error(
-            "redis_went_back",
-            seeking={f"{t}/{p}": applied[t, p] for t, p in partitions},
-            remedy="livevec verify --repair, for what offsets do not cover",
+        seeking = {f"{t}/{p}": applied[t, p] for t, p in partitions}
+        if went_back:
+            remedy = "livevec verify --repair, for what offsets do not cover"
+            log.error("redis_went_back", seeking=seeking, remedy=remedy)
+        else:
+            log.warning("redis_restarted", seeking=seeking)
+        # What was assigned meanwhile may have been read, and not taken, since this began.
+        self.reader.seek(
+            {partition: applied.get(partition, self._starts.get(partition)) for partition in self.owned}
         )
-        self.reader.seek(applied)
 
     async def _lost_history(self, partition: Partition, reason: str) -> None:
         for mirror in self._versions.of_topic(partition[0]):

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from tests.support.ordering.calls import library_source
-from tests.support.ordering.histories import Conditions, wrong_histories
+from tests.support.ordering.function_histories import Conditions, wrong_histories
 from tests.support.ordering.mutations import MUTATIONS, Mutation
 from tests.support.ordering.redis_index import RedisIndex
 from tests.support.redis_server import redis_server

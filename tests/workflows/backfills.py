@@ -110,15 +110,17 @@ async def until_done(backfills: "Backfills", handle: Handle, rows: int) -> int:
 
 
 @contextmanager
-def editing(table: MirroredTable, rows: int, pause_s: float = 0.01) -> Iterator[None]:
-    """Inserts, updates and deletes of rows all over the table, meanwhile."""
+def editing(
+    table: MirroredTable, rows: int, pause_s: float = 0.01, edits_max: float = float("inf")
+) -> Iterator[None]:
+    """Insert, update and delete rows all over the table, meanwhile."""
     stop = threading.Event()
     failures: list[BaseException] = []
 
     def edit() -> None:
         with psycopg.connect(table.addresses.postgres_dsn, autocommit=True) as db:
             number = 0
-            while not stop.wait(pause_s):
+            while number < edits_max and not stop.wait(pause_s):
                 number += 1
                 key = number * 37 % (rows + 100) + 1
                 if number % 4 == 0:

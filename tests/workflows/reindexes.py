@@ -24,7 +24,7 @@ from daemon.index.registry import IndexVersion, Versions, VersionTable
 from daemon.verify.differences import IndexFindings
 from daemon.verify.session import opened
 from deploy.local import artifacts
-from deploy.local.progress import silent
+from deploy.local.home import silent
 from tests.support.mirrored_table import MirroredTable
 from tests.support.tiny_model import write_model
 from triton_models import build_model, read_source

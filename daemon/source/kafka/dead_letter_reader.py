@@ -48,7 +48,6 @@ class DeadLetter:
     record: Coordinates | None
     committed_at_s: float
     dead_lettered_at_s: float
-    attempts: int
     place: Coordinates
     value: bytes | None = field(repr=False)
 
@@ -90,7 +89,6 @@ def parse(record: Record) -> DeadLetter:
         record=Coordinates(text("topic"), int(text("partition")), int(text("offset"))) if known else None,
         committed_at_s=number("committed_at_s", record.appended_at_s),
         dead_lettered_at_s=number("dead_lettered_at_s", record.appended_at_s),
-        attempts=int(number("attempts", 1)),
         place=Coordinates(record.topic, record.partition, record.offset),
         value=record.value,
     )

@@ -21,9 +21,16 @@ class Fault(StrEnum):
     FAILOVER = "a standby that lacks the last changes becomes the primary"
     LOST_OFFSETS = "the connector loses its offsets, so that a change has no place in the order of commits"
     TORN_SWEEP = "a sweep stops half-way and is begun again later"
+    REBALANCE = "partitions are revoked or lost, and come back"
+    KILL = "the daemon or the worker is killed, and started again"
+    AWAY = "a call is refused, its answer is lost, or it takes long"
+    RETENTION = "records are gone from the topic before they were read"
 
 
 EVERY_FAULT = tuple(Fault)
+OF_THE_SHELL = frozenset({Fault.REBALANCE, Fault.KILL, Fault.AWAY, Fault.RETENTION})
+"""These happen only where there is a shell."""
+OF_THE_FUNCTIONS = tuple(fault for fault in EVERY_FAULT if fault not in OF_THE_SHELL)
 
 
 class Rule(StrEnum):

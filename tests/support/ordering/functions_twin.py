@@ -128,10 +128,15 @@ def _matcher(pattern: str) -> Callable[[str], Any]:
 
 
 class FunctionsTwin:
-    """The functions over a key space."""
+    """The functions over a key space.
 
-    def __init__(self, keyspace: Keyspace) -> None:
+    Args:
+        run_id: of the server.
+    """
+
+    def __init__(self, keyspace: Keyspace, run_id: Callable[[], str] = lambda: "") -> None:
         self._keyspace = keyspace
+        self._run_id = run_id
         self._functions: dict[str, Callable[[Sequence[str], Sequence[bytes]], Any]] = {
             "livevec_put": self._put,
             "livevec_touch": self._touch,
@@ -140,6 +145,7 @@ class FunctionsTwin:
             "livevec_sweep": self._sweep,
             "livevec_vectors": self._vectors,
             "livevec_advance": self._advance,
+            "livevec_clear_marks": self._clear_marks,
         }
 
     def call(self, name: str, keys: Sequence[str], args: Sequence[bytes]) -> Any:
@@ -233,16 +239,20 @@ class FunctionsTwin:
     def _advance(self, keys: Sequence[str], args: Sequence[bytes]) -> Result | list[bytes]:
         stored = self._keyspace.hash(keys[0])
         moves = [tuple(args[at : at + 3]) for at in range(0, len(args), 3)]
-        differing = [(field, stored.get(field, b"")) for field, expected, _ in moves]
-        differing = [
-            (field, value)
-            for (field, value), (_, expected, _) in zip(differing, moves, strict=True)
-            if value != expected
-        ]
+        now = {b"@server": self._run_id().encode()}
+        now = {field: now.get(field, stored.get(field, b"")) for field, _, _ in moves}
+        differing = [(field, now[field]) for field, expected, _ in moves if now[field] != expected]
         if differing:
             return [part for pair in differing for part in pair]
-        self._keyspace.hash_set(keys[0], {field: value for field, _, value in moves})
+        moved = {field: value for field, _, value in moves if field != b"@server"}
+        if moved:
+            self._keyspace.hash_set(keys[0], moved)
         return Result.APPLIED
+
+    def _clear_marks(self, keys: Sequence[str], args: Sequence[bytes]) -> int:
+        marks = self._keyspace.hash(keys[0])
+        same = [name for name, since in zip(args[::2], args[1::2], strict=True) if marks.get(name) == since]
+        return self._keyspace.hash_delete(keys[0], same)
 
     # ---- parts
 

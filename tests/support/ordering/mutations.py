@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tests.support.ordering.faults import EVERY_FAULT, Fault
+from tests.support.ordering.faults import OF_THE_FUNCTIONS, Fault
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Mutation:
     name: str
     broken: str
     replacements: tuple[tuple[str, str], ...]
-    faults: tuple[Fault, ...] = EVERY_FAULT
+    faults: tuple[Fault, ...] = OF_THE_FUNCTIONS
     certain: bool = False
     first_seed: int = 1
     xmin_is_the_lsn: bool = False

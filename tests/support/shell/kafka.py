@@ -199,6 +199,7 @@ class FakeKafkaReader:
         self._listener = listener
         self._process = process
         self._batch_records = batch_records
+        self._lost: set[Partition] = set()
         self._next: dict[Partition, int] = {}
         self._calls: list[Callable[[], None]] = []
         self._room = asyncio.Semaphore(BATCHES_AHEAD_MAX)
@@ -250,12 +251,8 @@ class FakeKafkaReader:
         """They are another's from now on; the listener is told as soon as this reader gets to it."""
         lost = self.owned & set(partitions)
         self.owned -= lost
-
-        def call() -> None:
-            asyncio.get_running_loop().call_soon(self._tell_lost, sorted(lost))
-
-        if lost:
-            self._call(call)
+        self._lost |= lost
+        self.wake()
 
     def wake(self) -> None:
         self._something.set()
@@ -286,7 +283,10 @@ class FakeKafkaReader:
             self._group.leave(self)
 
     async def _hand_over(self) -> None:
-        """Give back what shall be another's, then take what is free."""
+        """Tell what was lost, give back what shall be another's, then take what is free."""
+        if self._lost:
+            lost, self._lost = sorted(self._lost), set()
+            self._listener.lost(lost)
         wanted = {partition for partition, member in self._group.wanted.items() if member is self}
         surplus = sorted(partition for partition in self.owned if partition not in wanted)
         if surplus:
@@ -318,10 +318,6 @@ class FakeKafkaReader:
             self._group.commit({p: offset for p, offset in offsets.items() if p in self.owned}, True)
         self.owned -= set(partitions)
         self._group.wake()
-
-    def _tell_lost(self, partitions: Sequence[Partition]) -> None:
-        if not self._process.dead:
-            self._listener.lost(partitions)
 
     def _read(self) -> bool:
         """Hand over what there is; whether there was anything."""

@@ -100,6 +100,20 @@ async def redis_answers(client: Client) -> list[tuple[str, object]]:
     await ask("advance not", plain.execute_command(*advance("positions", ("t/0", "1:4", "1:6"))))
     await ask("advance on", plain.execute_command(*advance("positions", ("t/0", "1:5", "1:6"))))
 
+    await ask("marks", plain.hset("marks", mapping={"a": "1.5", "b": "2"}))
+    await ask("clear marks", plain.fcall("livevec_clear_marks", 1, "marks", "a", "1.5", "b", "1", "c", "1"))
+    await ask("left marks", plain.hgetall("marks"))
+    [server, run_id] = await plain.execute_command(*advance("positions", ("@server", "", "")))
+    answers.append(("server", server))
+    here, there = ("@server", run_id.decode(), ""), ("@server", "another", "")
+    await ask(
+        "advance on the same server",
+        plain.execute_command(*advance("positions", here, ("t/0", "1:6", "1:7"))),
+    )
+    moved = await plain.execute_command(*advance("positions", there, ("t/0", "1:7", "1:8")))
+    answers.append(("advance on another server", [part for part in moved if part != run_id]))
+    await ask("positions", plain.hgetall("positions"))
+
     # ---- pipelines
     pipe = client.pipeline(transaction=False)
     pipe.execute_command("HMGET", LAYOUT.bookkeeping("1"), "v", "h", "m")

@@ -35,6 +35,7 @@ class RedisServer:
         keyspace: the keys.
         indexes: of the search module.
         aliases: of indexes.
+        proven: how often it has told that all writes are on disk.
         on_write: called after each command with its name, its arguments and its answer.
         on_checkpoint: called at each; what it answers is called when Redis goes back there.
         on_flush: called when all keys are gone.
@@ -43,11 +44,12 @@ class RedisServer:
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self.keyspace = Keyspace(time.time)
-        self.functions = FunctionsTwin(self.keyspace)
+        self.functions = FunctionsTwin(self.keyspace, lambda: str(self.run_id))
         self.has_functions = False
         self.indexes: dict[str, SearchIndex] = {}
         self.aliases: dict[str, str] = {}
         self.run_id = 1
+        self.proven = 0
         self.scans = 0
         self.cursors: dict[int, str] = {}
         self.on_write: Callable[[str, Arguments, Any], None] = lambda *_: None
@@ -322,7 +324,8 @@ def _flushdb(server: RedisServer, _: Arguments) -> bool:
     return True
 
 
-def _waitaof(_: RedisServer, __: Arguments) -> list[int]:
+def _waitaof(server: RedisServer, _: Arguments) -> list[int]:
+    server.proven += 1
     return [1, 0]
 
 

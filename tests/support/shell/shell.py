@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from daemon.core.vectors import decode
-from daemon.index.layout import Layout, positions_key
+from daemon.index.layout import Layout, positions_key, versions_key
+from daemon.index.registry import IndexVersion
 from daemon.live.service import Service
 from daemon.settings import (
     BatchingSettings,
@@ -177,7 +178,7 @@ class Shell:
         for (topic, number), log in self.servers.broker.logs.items():
             text = stored.get(f"{topic}/{number}".encode(), b"0:0")
             position = max(0, int(text.partition(b":")[2]))
-            if position < log.end:
+            if max(position, log.first) < log.end:
                 behind[topic, number] = position, log.end
         return behind
 
@@ -250,10 +251,9 @@ def documents(servers: Servers, pipeline: str, version: int | None = None) -> di
 
 
 def _model(servers: Servers, pipeline: str, version: int) -> str:
-    import orjson
-
-    record = servers.redis.keyspace.hash(f"lv:{pipeline}:versions")[str(version).encode()]
-    return str(orjson.loads(record)["model"])
+    record = servers.redis.keyspace.hash(versions_key(pipeline)).get(str(version).encode())
+    assert record is not None, f"the registry of {pipeline} has no version {version}"
+    return IndexVersion.decode(record).model
 
 
 def run(

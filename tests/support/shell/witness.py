@@ -148,7 +148,17 @@ class Witness:
                 bar is not None and (bar.era > era or not isinstance(bar, SnapshotVersion) or bar.sees(xid))
                 for bar in bars
             )
+        bars = (*bars, *self._refused(identifier))
         return any(bar is not None and not replaces(version, bar) for bar in bars)
+
+    def _refused(self, identifier: str) -> list[Version]:
+        """Versions of the changes of a row that were dead-lettered; older ones may have collapsed into them."""
+        texts = [
+            letter.headers["livevec.version"]
+            for letter in self._servers.letters.letters
+            if letter.document == identifier
+        ]
+        return [decode(text) for text in texts if text]
 
     def _all_floors(self) -> list[Version | None]:
         return [self._floors.get(bucket) for bucket in range(BUCKETS)]

@@ -1,4 +1,4 @@
-"""Compares what readers find in the index with the table, without any code of the daemon's."""
+"""Comparing what readers find in the index with the table, without the daemon's own code for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _PIPELINE = 1000
 
 @dataclass(frozen=True)
 class Differences:
-    """Rows without a document, documents with another text, documents without a row."""
+    """Counts of rows without a document, documents with another text, and documents without a row."""
 
     missing: int
     stale: int
@@ -22,17 +22,17 @@ class Differences:
 
     @property
     def lost(self) -> int:
-        """Changes of which the index does not know."""
+        """The changes that the index does not know."""
         return self.missing + self.stale + self.orphaned
 
 
 def stored_texts(redis_url: str, pipeline: str) -> dict[str, str]:
-    """Text by document id.
+    """Return the text of each document by its id.
 
     Raises:
-        FailureClass: Redis refused, or is away.
+        LivevecError: Redis refused, or does not answer.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     with translated(), redis.Redis.from_url(redis_url) as client:
         keys = list(
             client.scan_iter(match=f"{Layout(pipeline, _FIRST_VERSION).documents_prefix}*", count=_PIPELINE)
@@ -41,16 +41,16 @@ def stored_texts(redis_url: str, pipeline: str) -> dict[str, str]:
             pipe = client.pipeline(transaction=False)
             for key in keys[start : start + _PIPELINE]:
                 pipe.hmget(key, "id", "text")
-            found |= {
+            texts |= {
                 identifier.decode(): text.decode()
                 for identifier, text in pipe.execute()
                 if identifier is not None
             }
-    return found
+    return texts
 
 
 def differences(expected: Mapping[str, str], stored: Mapping[str, str]) -> Differences:
-    """Both are texts by id."""
+    """Compare two mappings of texts by id."""
     return Differences(
         missing=len(expected.keys() - stored.keys()),
         stale=sum(stored[key] != expected[key] for key in expected.keys() & stored.keys()),

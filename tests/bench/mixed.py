@@ -1,4 +1,4 @@
-"""Live changes beside a backfill at full speed: what each costs the other."""
+"""Live changes beside a backfill at full speed, through a worker and Temporal: what each costs the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from daemon.bench.percentiles import Percentiles, percentiles_ms
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """How far a backfill was at a moment; seconds by the wall clock."""
+    """How many rows a backfill had done at a time of the wall clock."""
 
     at_s: float
     rows: int
@@ -17,7 +17,7 @@ class Sighting:
 
 @dataclass(frozen=True)
 class MixedReport:
-    """Live latencies in milliseconds, speeds in texts a second.
+    """What was measured: live latencies in milliseconds, speeds in texts a second.
 
     Attributes:
         live_ms: of changes committed while the backfill ran.
@@ -40,21 +40,23 @@ class MixedReport:
 
 
 def speed(sightings: Sequence[Sighting]) -> float:
-    """Rows a second from the first sighting that shows rows to the first that shows all; 0 where they are one.
+    """Return the rows a second from the first sighting with rows to the first with all rows; 0 where both are one.
 
-    What follows, the floor and the sweep, moves no rows.
+    What follows in a backfill, the floor and the sweep, moves no rows.
     """
-    last = max((one.rows for one in sightings), default=0)
-    ended_s = next((one.at_s for one in sightings if one.rows == last), 0.0)
-    moving = [one for one in sightings if one.rows > 0 and one.at_s <= ended_s]
+    last = max((sighting.rows for sighting in sightings), default=0)
+    ended_s = next((sighting.at_s for sighting in sightings if sighting.rows == last), 0.0)
+    moving = [sighting for sighting in sightings if sighting.rows > 0 and sighting.at_s <= ended_s]
     if len(moving) < 2 or moving[-1].at_s <= moving[0].at_s:
         return 0.0
     return (moving[-1].rows - moving[0].rows) / (moving[-1].at_s - moving[0].at_s)
 
 
 def during(latencies: Sequence[Latency], began_s: float, ended_s: float) -> Percentiles:
-    """Of the changes that were committed in that time."""
-    return percentiles_ms([one.total_s for one in latencies if began_s <= one.committed_at_s <= ended_s])
+    """Return the percentiles of the changes that were committed in that time."""
+    return percentiles_ms(
+        [latency.total_s for latency in latencies if began_s <= latency.committed_at_s <= ended_s]
+    )
 
 
 def mixed_report(
@@ -67,9 +69,11 @@ def mixed_report(
     beside: float,
     ceiling: float,
 ) -> MixedReport:
-    """Args:
-    alone: speeds of the backfills that ran alone.
-    beside: speed of the one beside live changes.
+    """Relate the speeds to one another.
+
+    Args:
+        alone: the speeds of the backfills that ran alone.
+        beside: the speed of the one beside live changes.
     """
     mean = sum(alone) / len(alone)
     return MixedReport(

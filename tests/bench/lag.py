@@ -19,7 +19,7 @@ _PROGRESS_RECORDS = 10_000
 
 
 @dataclass(frozen=True)
-class Template:
+class RecordedChange:
     """One record as the connector wrote it."""
 
     key: bytes
@@ -27,6 +27,8 @@ class Template:
 
 
 class CatchingUp(Protocol):
+    """A system that catches up with its topic."""
+
     def acknowledged(self) -> int: ...
 
     def queued(self) -> int: ...
@@ -36,16 +38,33 @@ class CatchingUp(Protocol):
 
 @dataclass(frozen=True)
 class LagSample:
+    """Memory and queue of the daemon at one moment."""
+
     at_s: float
     rss_mb: float
     queue_changes: int
 
 
-def second_record(kafka: Mapping[str, Any], topic: str) -> Template:
-    """The second record of a topic: a new connector does not know the place in the log of its first transaction.
+@dataclass(frozen=True)
+class LagReport:
+    """`changes` waited when the daemon was started; `done` of them are searchable after `seconds`."""
+
+    changes: int
+    tokens: int
+    record_bytes: int
+    seconds: float
+    done: int
+    rss_mb_first: float
+    rss_mb_max: float
+    queue_changes_max: int
+    samples: list[LagSample]
+
+
+def second_record(kafka: Mapping[str, Any], topic: str) -> RecordedChange:
+    """Return the second record of a topic: of its first transaction a new connector does not know the place in the log.
 
     Raises:
-        LivevecError: none came.
+        LivevecError: no second record came.
     """
     consumer = Consumer({**kafka, "group.id": f"{topic}.template", "enable.auto.commit": False})
     try:
@@ -57,24 +76,24 @@ def second_record(kafka: Mapping[str, Any], topic: str) -> Template:
     key = message.key() if message else None
     value = message.value() if message else None
     if not isinstance(key, bytes) or not isinstance(value, bytes):
-        raise LivevecError(f"no change came to {topic}; see `livevec connector status`")
-    return Template(key, value)
+        raise LivevecError(f"no change arrived in topic {topic}; see `livevec connector status`")
+    return RecordedChange(key, value)
 
 
-def changes(template: Template, texts: Sequence[str], count: int) -> Iterator[Template]:
-    """So many inserts of one transaction, like that of the template: ids from 3 on, each text new."""
+def changes(template: RecordedChange, texts: Sequence[str], count: int) -> Iterator[RecordedChange]:
+    """Yield `count` inserts of one transaction, like that of the template: ids from 3 on, each text new."""
     key, value = orjson.loads(template.key), orjson.loads(template.value)
     for number, text in zip(range(3, count + 3), cycle(texts), strict=False):
         key["id"] = value["after"]["id"] = number
         value["after"]["body"] = f"{text} {number}"
         value["source"]["lsn"] += 1
-        yield Template(orjson.dumps(key), orjson.dumps(value))
+        yield RecordedChange(orjson.dumps(key), orjson.dumps(value))
 
 
 def fill(
     kafka: Mapping[str, Any],
     topic: str,
-    template: Template,
+    template: RecordedChange,
     texts: Sequence[str],
     count: int,
     on_progress: OnProgress,
@@ -82,7 +101,7 @@ def fill(
     """Append `changes` to the topic.
 
     Raises:
-        LivevecError: Kafka did not take them.
+        LivevecError: Kafka did not accept them.
     """
     producer = Producer({**kafka, "linger.ms": 20, "partitioner": "murmur2_random"})
     try:
@@ -96,21 +115,21 @@ def fill(
             if number % _PROGRESS_RECORDS == 0:
                 producer.poll(0)
                 on_progress("fill", number, count)
-        left = producer.flush(_FLUSH_TIMEOUT_S)
+        unsent = producer.flush(_FLUSH_TIMEOUT_S)
     except KafkaException as error:
         raise LivevecError(
-            f"Kafka does not take changes ({error.args[0].str()}); see `livevec status`"
+            f"Kafka does not accept changes ({error.args[0].str()}); see `livevec status`"
         ) from error
-    if left:
+    if unsent:
         raise LivevecError(
-            f"Kafka did not take {left} changes in {_FLUSH_TIMEOUT_S:g} s; see `livevec status`"
+            f"Kafka did not accept {unsent} changes in {_FLUSH_TIMEOUT_S:g} s; see `livevec status`"
         )
 
 
 def watch(
     system: CatchingUp, count: int, seconds: float, on_progress: OnProgress
 ) -> tuple[int, list[LagSample]]:
-    """Sample memory for so long, or until all changes are done; answers how many are, and the samples.
+    """Sample memory for `seconds`, or until all changes are done; return how many are done, and the samples.
 
     Raises:
         LivevecError: the system has ended.
@@ -124,3 +143,20 @@ def watch(
         on_progress("catch up", done, count)
         time.sleep(_SAMPLE_S)
     return done, samples
+
+
+def lag_report(
+    changes: int, tokens: int, record_bytes: int, done: int, samples: list[LagSample]
+) -> LagReport:
+    """Sum up the samples."""
+    return LagReport(
+        changes=changes,
+        tokens=tokens,
+        record_bytes=record_bytes,
+        seconds=samples[-1].at_s,
+        done=done,
+        rss_mb_first=samples[0].rss_mb,
+        rss_mb_max=max(sample.rss_mb for sample in samples),
+        queue_changes_max=max(sample.queue_changes for sample in samples),
+        samples=samples,
+    )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.bench.latency import Latency, OnProgress
-from daemon.bench.load import Table
-from daemon.bench.percentiles import percentiles_ms
+from daemon.bench.load import LoadTable
+from daemon.bench.percentiles import Percentiles, percentiles_ms
 
 SEED = 20_261_125
 WINDOWS_MAX = 60
@@ -19,7 +19,7 @@ _SHARES = (40, 40, 20)
 
 
 class SoakSystem(Protocol):
-    table: Table
+    table: LoadTable
 
     def arrived(self) -> Sequence[Latency]: ...
 
@@ -58,15 +58,34 @@ class SoakWindow:
 
 @dataclass(frozen=True)
 class SoakRun:
-    """All latencies, the windows, and how many statements of each kind there were."""
+    """All latencies, the windows, and how many statements of each kind were executed."""
 
     latencies_s: Sequence[float]
     windows: Sequence[SoakWindow]
     statements: Counter[str]
 
 
+@dataclass(frozen=True)
+class SoakReport:
+    """`rss_mb_first`: at the end of the first window. `lost`: changes that the index does not know at the end."""
+
+    seconds: float
+    rate: float
+    target_ms: float
+    inserts: int
+    updates: int
+    deletes: int
+    live_ms: Percentiles
+    rss_mb_first: float
+    rss_mb_max: float
+    rss_mb_last: float
+    queue_changes_max: int
+    lost: int
+    windows: list[SoakWindow]
+
+
 def random_statements(texts: Sequence[str], seed: int) -> Iterator[Statement]:
-    """Without end: inserts, updates to another text and deletes of rows that are there; the same for a seed."""
+    """Yield inserts, updates to another text, and deletes of existing rows, without end; the same for a seed."""
     draw = random.Random(seed)
     alive: list[int] = []
     number = 0
@@ -87,17 +106,17 @@ def random_statements(texts: Sequence[str], seed: int) -> Iterator[Statement]:
 
 
 def window_s(seconds: float) -> float:
-    """Length of a window, for at most WINDOWS_MAX of them."""
+    """Return the length of a window, such that there are at most WINDOWS_MAX of them."""
     return max(_WINDOW_S_MIN, seconds / WINDOWS_MAX)
 
 
 def soak(
     system: SoakSystem, texts: Sequence[str], rate: float, seconds: float, on_progress: OnProgress
 ) -> SoakRun:
-    """Run statements at a steady rate, each its own commit.
+    """Run statements at a steady rate, each in its own commit.
 
     Raises:
-        LivevecError: a part refused, or the system has ended.
+        LivevecError: a server refused, or the system has ended.
     """
     statements = random_statements(texts, SEED)
     length_s = window_s(seconds)
@@ -122,28 +141,46 @@ def soak(
     return SoakRun(latencies_s, windows, done)
 
 
-def _execute(table: Table, statement: Statement) -> None:
+def _execute(table: LoadTable, statement: Statement) -> None:
     if statement.kind == "insert":
-        table.execute(f"INSERT INTO {table.name} VALUES (%s, %s)".encode(), (statement.id, statement.text))
+        table.execute(f"INSERT INTO {table.name} VALUES (%s, %s)", (statement.id, statement.text))
     elif statement.kind == "update":
-        table.execute(
-            f"UPDATE {table.name} SET body = %s WHERE id = %s".encode(), (statement.text, statement.id)
-        )
+        table.execute(f"UPDATE {table.name} SET body = %s WHERE id = %s", (statement.text, statement.id))
     else:
-        table.execute(f"DELETE FROM {table.name} WHERE id = %s".encode(), (statement.id,))
+        table.execute(f"DELETE FROM {table.name} WHERE id = %s", (statement.id,))
 
 
 def _window(system: SoakSystem, at_s: float, latencies_s: list[float]) -> SoakWindow:
-    found_s = [one.total_s for one in system.arrived()]
-    latencies_s += found_s
-    found = percentiles_ms(found_s)
+    arrived_s = [latency.total_s for latency in system.arrived()]
+    latencies_s += arrived_s
+    percentiles = percentiles_ms(arrived_s)
     return SoakWindow(
         at_s=round(at_s, 1),
-        p50_ms=found.p50,
-        p95_ms=found.p95,
-        p99_ms=found.p99,
-        max_ms=found.max,
-        count=found.count,
+        p50_ms=percentiles.p50,
+        p95_ms=percentiles.p95,
+        p99_ms=percentiles.p99,
+        max_ms=percentiles.max,
+        count=percentiles.count,
         rss_mb=system.rss_mb(),
         queue_changes=system.queued(),
+    )
+
+
+def soak_report(seconds: float, rate: float, target_ms: float, run: SoakRun, lost: int) -> SoakReport:
+    """Sum up a run over its windows."""
+    windows = list(run.windows)
+    return SoakReport(
+        seconds=seconds,
+        rate=rate,
+        target_ms=target_ms,
+        inserts=run.statements["insert"],
+        updates=run.statements["update"],
+        deletes=run.statements["delete"],
+        live_ms=percentiles_ms(run.latencies_s),
+        rss_mb_first=windows[0].rss_mb,
+        rss_mb_max=max(window.rss_mb for window in windows),
+        rss_mb_last=windows[-1].rss_mb,
+        queue_changes_max=max(window.queue_changes for window in windows),
+        lost=lost,
+        windows=windows,
     )
