@@ -59,7 +59,12 @@ class KafkaConnect:
     def __init__(self, settings: ConnectSettings) -> None:
         self._url = settings.url
         self._timeout_s = settings.timeout_s
-        self._client = httpx.Client(base_url=settings.url, timeout=settings.timeout_s)
+        try:
+            self._client = httpx.Client(base_url=settings.url, timeout=settings.timeout_s)
+        except httpx.InvalidURL as error:
+            raise ConnectorError(
+                f"[connect] url {settings.url!r} is no URL: {error}", "correct it"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -73,11 +78,11 @@ class KafkaConnect:
         self._client.close()
 
     def plugins(self) -> dict[str, str]:
-        """Classes of the installed connectors and their versions."""
+        """Return classes of the installed connectors and their versions."""
         return {plugin["class"]: plugin["version"] for plugin in self._call("GET", "/connector-plugins")}
 
     def definition(self, name: str) -> dict[str, str] | None:
-        """The configuration of a connector; None when there is none."""
+        """Return the configuration of a connector; None when there is none."""
         found = self._call("GET", f"/connectors/{quote(name, safe='')}/config", absent_ok=True)
         if found is None:
             return None
@@ -112,7 +117,7 @@ class KafkaConnect:
         return Applied.UNCHANGED
 
     def status(self, name: str) -> Status | None:
-        """What Connect knows of the connector; None when there is none."""
+        """Return what Connect knows of the connector; None when there is none."""
         found = self._call("GET", f"/connectors/{quote(name, safe='')}/status", absent_ok=True)
         if found is None:
             return None
@@ -220,12 +225,12 @@ class KafkaConnect:
     def _call(
         self, method: str, path: str, body: Mapping[str, str] | None = None, absent_ok: bool = False
     ) -> Any:
-        """One request; a conflict means that the workers are rebalancing, and is repeated."""
+        """Make a request; a conflict means that the workers are rebalancing, and is repeated."""
         end = time.monotonic() + self._timeout_s
         while True:
             try:
                 reply = self._client.request(method, path, json=body)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
                 raise ConnectorError(
                     f"Kafka Connect at {self._url} cannot be reached: {type(error).__name__} {error}".strip(),
                     "check that it is up, and [connect] url",
@@ -238,11 +243,17 @@ class KafkaConnect:
             return None
         if reply.is_error:
             raise _refusal(method, path, reply)
-        return reply.json() if reply.content else None
+        try:
+            return reply.json() if reply.content else None
+        except json.JSONDecodeError as error:
+            raise ConnectorError(
+                f"what answers at {self._url} is not Kafka Connect: {method} {path} gave no JSON",
+                "check [connect] url",
+            ) from error
 
 
 def _rebalancing(reply: httpx.Response) -> bool:
-    """Connect says so by 409, or, where the worker learns of it while it answers, by 500 and the words alone."""
+    """Return whether Connect is rebalancing: it answers 409, or 500 where a worker learns of it while it answers."""
     return reply.status_code == httpx.codes.CONFLICT or (reply.is_error and "rebalance" in reply.text)
 
 
@@ -261,7 +272,7 @@ def _refusal(method: str, path: str, reply: httpx.Response) -> ConnectorError:
 
 
 def _failure(source: PostgresSource, status: Status) -> ConnectorError:
-    """The error of a failed connector, with what helps against the usual causes."""
+    """Return the error of a failed connector, with what helps against the usual causes."""
     remedy = f"correct the cause, then `livevec connector apply` restarts it ({status.name})"
     if "no longer available on the server" in status.error or "slot.name" in status.error:
         remedy = (
@@ -288,7 +299,7 @@ def _describe(status: Status | None, found: slot.Slot | None) -> str:
 
 
 def _cause(trace: str) -> str:
-    """The messages of a Java stack trace, outermost first, without its frames.
+    """Return the messages of a Java stack trace, outermost first, without its frames.
 
     Of Java's own exceptions only the class is kept: their messages quote the value that they choked on.
     """

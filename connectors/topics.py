@@ -32,7 +32,7 @@ class Topic:
 
 
 def topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Topic]:
-    """All topics of a source and its pipelines, each once."""
+    """Return all topics of a source and its pipelines, each once."""
     found = [
         Topic(pipeline.topic_name, source.topic_partitions, f"changes of {pipeline.table}")
         for pipeline in pipelines
@@ -49,7 +49,7 @@ def topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSe
 def check_topics(
     source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings
 ) -> list[Finding]:
-    """Whether Kafka answers, every topic is there, and takes records as large as the connector sends."""
+    """Check that Kafka answers, and that every topic is there and takes records as large as the connector sends."""
     wanted = topics(source, pipelines, kafka)
     illegal = [_name(topic) for topic in wanted if not _LEGAL.fullmatch(topic.name)]
     if illegal:

@@ -191,8 +191,8 @@ def apply_source(
     from connectors import preflight
     from connectors.connect import KafkaConnect
     from connectors.definition import render
-    from connectors.exclusions import exclusions
     from connectors.prepare import prepare
+    from connectors.tables import exclusions
     from daemon.cli import console
     from daemon.errors import ConnectorError
 

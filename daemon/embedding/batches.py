@@ -47,7 +47,7 @@ class EmbeddingBatches:
         self._free_at_s = 0.0
 
     async def embed(self, texts: Sequence[str], patience: Patience) -> Embedded:
-        """Vectors of all texts; waits while the embedder is away.
+        """Return the vectors of all texts; wait while the embedder is away.
 
         Raises:
             StopProcess: the model is missing or of another dimension.

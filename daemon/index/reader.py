@@ -43,7 +43,7 @@ async def knn(
     ef_runtime: int | None = None,
     by_chunk: bool = False,
 ) -> list[Hit]:
-    """The k nearest documents (or chunks) to a vector.
+    """Return the k nearest documents (or chunks) to a vector.
 
     Args:
         client: of Redis.
@@ -92,7 +92,7 @@ async def search(
     ef_runtime: int | None = None,
     by_chunk: bool = False,
 ) -> tuple[IndexVersion, list[Hit]]:
-    """The nearest in the index version that readers see now, whatever model it was made with; for applications.
+    """Return the nearest in the index version that readers see now, whatever model it was made with; for applications.
 
     A version's own index is searched, not the alias: that may move to another model while the text is embedded.
 
@@ -130,7 +130,7 @@ async def search(
 
 
 def _rows(found: Any) -> list[dict[str, str]]:
-    """RESP3 answers maps of bytes."""
+    """Return the rows of a reply; RESP3 gives maps of bytes."""
     plain = {_text(key): value for key, value in found.items()}
     return [
         {_text(name): _text(value) for name, value in dict(attributes).items() if _text(name) != "embedding"}

@@ -226,7 +226,8 @@ class Service:
         await versions.keep()
         for mirror in versions.all():
             name = mirror.metrics.name
-            failures = await schema.indexing_failures(parts.redis, mirror.writer.layout)
+            info = await schema.info(parts.redis, mirror.writer.layout.index)
+            failures = info.indexing_failures if info else 0
             self.metrics.indexing_failures.labels(name).set(failures)
             if failures:
                 log.error(

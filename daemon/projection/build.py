@@ -14,7 +14,7 @@ from daemon.core.change import Row
 from daemon.core.document import DocumentBuilder, Field
 from daemon.core.version import SnapshotVersion
 from daemon.embedding.batches import EmbeddingBatches
-from daemon.embedding.chunker import Chunker
+from daemon.embedding.chunking import Chunker
 from daemon.embedding.embedder import Embedder, EmbeddingSpace, TextEmbedder
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConfigError, FailureClass, RejectRow

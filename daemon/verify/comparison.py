@@ -54,7 +54,8 @@ class RowComparison:
                 suspects.add(identifier)
             else:
                 chunks.update(
-                    (stored.key(identifier, number), identifier) for number in range(held[identifier].chunks)
+                    (stored.layout.chunk_key(identifier, number), identifier)
+                    for number in range(held[identifier].chunks)
                 )
         sizes = await stored.vector_sizes(list(chunks))
         searchable = await stored.searchable(list(chunks))
@@ -147,7 +148,7 @@ class RowComparison:
         """Return the documents of which a search does not find every chunk that Redis holds."""
         stored = self._sides.stored
         held = {
-            stored.key(identifier, number): identifier
+            stored.layout.chunk_key(identifier, number): identifier
             for identifier, document in documents.items()
             if wanted[identifier] is not None
             for number, chunk in enumerate(document.chunks)
@@ -162,7 +163,9 @@ class RowComparison:
             (identifier, number) for identifier in ids for number in sorted(surplus.get(identifier, ()))
         ]
         kept = dict(zip(ids, await stored.bookkeeping(ids), strict=True))
-        there = await stored.existing([stored.key(identifier, number) for identifier, number in hashes])
+        there = await stored.existing(
+            [stored.layout.chunk_key(identifier, number) for identifier, number in hashes]
+        )
         return {
             identifier
             for (identifier, number), exists in zip(hashes, there, strict=True)

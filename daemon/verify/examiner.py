@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from daemon.errors import RejectRow, StopPipeline
 from daemon.index.durability import Durability
+from daemon.index.keyspace import KEYS_PER_STEP, ScanPosition
 from daemon.projection.slow_lane import EmbedderShare, SlowLane
 from daemon.verify.comparison import RowComparison, Wanted
 from daemon.verify.differences import Difference, Differences, Tally, added, counted, examples
-from daemon.verify.keyspace import KEYS_PER_STEP, ScanPosition
 from daemon.verify.looks import LookPace, SecondLooks
 from daemon.verify.pace import Interruption, Rate
 from daemon.verify.sides import ROWS_PER_CHUNK, Key, Sides

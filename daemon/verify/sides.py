@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from daemon.core.change import Row
+from daemon.core.vectors import size_bytes
 from daemon.embedding.batches import EmbeddingBatches
 from daemon.errors import StopPipeline
 from daemon.index.layout import document_id, document_key
@@ -55,7 +56,7 @@ class Sides:
 
     @property
     def vector_bytes(self) -> int:
-        return (4 if self.vector_type == "FLOAT32" else 2) * self.dimension
+        return size_bytes(self.vector_type, self.dimension)
 
     async def batches(self, after: Key | None, until: Key | None) -> AsyncIterator[RowBatch]:
         """Give the rows of a key range in the order of the primary key; each batch is a snapshot of its own."""

@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from daemon.core.plan import Stored
 from daemon.errors import StopProcess
+from daemon.index import schema
 from daemon.index.connection import Client, translated
+from daemon.index.keyspace import Keyspace
+from daemon.index.schema import IndexInfo
 from daemon.index.writer import IndexWriter
-from daemon.verify.keyspace import Keyspace
 
 _SEARCHED_MAX = 500
 """Hashes asked for in one search, which holds up the others."""
@@ -44,14 +46,6 @@ class StoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexInfo:
-    """Hashes that the index covers, and whether it is still being built."""
-
-    documents: int
-    building: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Bookkeeping:
     """`digests`: of the text (with its embedding space) and of the metadata; None: no document is there."""
 
@@ -81,14 +75,14 @@ class StoredDocuments:
         self.keyspace = Keyspace(client, writer.layout)
         self._client = client
         self._writer = writer
-        self._layout = writer.layout
+        self.layout = writer.layout
 
     async def read(self, ids: Sequence[str]) -> list[StoredDocument]:
         """Read bookkeeping and chunks of each id; three round trips, so a change in between may show."""
         stored = await self._writer.lookup(ids)
-        counts = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
+        counts = await self._pipelined([("HGET", self.layout.bookkeeping(one), "n") for one in ids])
         keys = [
-            [self.key(one, number) for number in range(int(count or 0))]
+            [self.layout.chunk_key(one, number) for number in range(int(count or 0))]
             for one, count in zip(ids, counts, strict=True)
         ]
         hashes = iter(await self._pipelined([("HGETALL", key) for of_one in keys for key in of_one]))
@@ -99,7 +93,7 @@ class StoredDocuments:
 
     async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
         """Read the digests and the number of chunks of each document, in one round trip."""
-        commands = [("HMGET", self._layout.bookkeeping(one), "h", "m", "n") for one in ids]
+        commands = [("HMGET", self.layout.bookkeeping(one), "h", "m", "n") for one in ids]
         return [
             Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
             for text, metadata, count in await self._pipelined(commands)
@@ -125,19 +119,9 @@ class StoredDocuments:
         """Return whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
 
-    def key(self, identifier: str, number: int) -> str:
-        """Return the key of one chunk's hash."""
-        return f"{self._layout.keys(identifier)[2]}:{number}"
-
     async def info(self) -> IndexInfo | None:
         """Return what the index says of itself; None where there is no index."""
-        try:
-            with translated():
-                info = await cast(Any, self._client.ft(self._layout.index)).info()
-        except StopProcess:
-            return None
-        plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
-        return IndexInfo(int(plain["num_docs"]), float(plain["percent_indexed"]) < 1)
+        return await schema.info(self._client, self.layout.index)
 
     async def built(self, on_wait: Callable[[int], None]) -> IndexInfo | None:
         """Wait until an index that was just made covers what was there before."""
@@ -154,7 +138,7 @@ class StoredDocuments:
         return searchable
 
     async def _found(self, keys: Sequence[str]) -> set[str]:
-        query = ("FT.SEARCH", self._layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
+        query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
         try:
             with translated():
                 reply = await self._client.execute_command(*query, "INKEYS", len(keys), *keys)
@@ -168,20 +152,20 @@ class StoredDocuments:
         """Remove hashes of (id, chunk number) beyond those that their document has; return how many."""
         calls = []
         for identifier, number in hashes:
-            bookkeeping = self._layout.bookkeeping(identifier)
-            calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.key(identifier, number), number))
+            bookkeeping = self.layout.bookkeeping(identifier)
+            calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.layout.chunk_key(identifier, number), number))
         return sum(cast(Sequence[int], await self._pipelined(calls)))
 
     def sorted_out(self, keys: Iterable[str]) -> Keys:
         """Sort keys of the index version by what they are."""
         sorted_keys = Keys([], [], [])
         for key in keys:
-            if key.startswith(self._layout.bookkeeping_prefix):
-                sorted_keys.documents.append(self._layout.identifier(key))
-            elif key.startswith(self._layout.documents_prefix):
-                _, _, tail = key.removeprefix(self._layout.documents_prefix).partition("}:")
+            if key.startswith(self.layout.bookkeeping_prefix):
+                sorted_keys.documents.append(self.layout.identifier(key))
+            elif key.startswith(self.layout.documents_prefix):
+                _, _, tail = key.removeprefix(self.layout.documents_prefix).partition("}:")
                 identifier, _, number = tail.rpartition(":")
-                if number.isdecimal() and self.key(identifier, int(number)) == key:
+                if number.isdecimal() and self.layout.chunk_key(identifier, int(number)) == key:
                     sorted_keys.chunks.append((identifier, int(number)))
                 else:
                     sorted_keys.foreign.append(key)

@@ -9,10 +9,10 @@ from pydantic import SecretStr
 
 from daemon.core.version import LogVersion
 from daemon.index.connection import Client, connect
+from daemon.index.keyspace import Keyspace, ScanPosition
 from daemon.index.layout import Layout
 from daemon.index.writer import IndexWriter, Put, Result, load_functions
 from daemon.settings import RedisSettings
-from daemon.verify.keyspace import Keyspace, ScanPosition
 from daemon.verify.stored import StoredDocuments
 from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 

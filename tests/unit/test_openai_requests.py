@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from daemon.config import parse
-from daemon.embedding.openai.paid_vectors import PaidVectors
+from daemon.embedding.openai.answers import PaidVectors
 from daemon.embedding.openai.requests import RequestCutter, RequestLimits
 from daemon.errors import ConfigError
 from triton_models import packaged_weights

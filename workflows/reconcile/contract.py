@@ -1,7 +1,7 @@
 """What the activities of a reconcile take and give: keys, positions and counts."""
 
+from daemon.index.keyspace import ScanPosition
 from daemon.verify.differences import Tally
-from daemon.verify.keyspace import ScanPosition
 from daemon.verify.sides import Key
 from workflows.progress import Contract
 

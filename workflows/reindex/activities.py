@@ -14,13 +14,13 @@ from daemon.embedding.factory import make_embedder
 from daemon.errors import ConfigError, RetryLater
 from daemon.index import schema
 from daemon.index.connection import Client, translated
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, gaps_key
 from daemon.index.registry import IndexVersion, Versions, VersionTable
 from daemon.projection.build import check_columns, document_builder
 from daemon.settings import IndexSettings, Pipeline, PostgresSource
 from daemon.source.kafka.dead_letter_reader import read_partitions
 from daemon.source.postgres.reader import PostgresReader
-from daemon.verify.keyspace import Keyspace
 from daemon.verify.pace import Interruption
 from workflows.interruption import interruptible
 from workflows.progress import Beat

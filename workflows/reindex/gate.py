@@ -9,11 +9,11 @@ from temporalio import activity
 
 from daemon.core.plan import Stored
 from daemon.core.version import LogVersion, replaces
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, document_id
 from daemon.index.writer import IndexWriter
 from daemon.projection.build import Projection
 from daemon.verify.comparison import RowComparison
-from daemon.verify.keyspace import Keyspace
 from daemon.verify.looks import LookPace, SecondLooks
 from daemon.verify.pace import Interruption
 from daemon.verify.sides import Sides

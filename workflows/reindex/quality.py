@@ -84,7 +84,7 @@ class QualityCheck:
             projection.reader.part, projection.reader.key_ranges, projection.table, count + 1
         )
         names = [document_id(key) for key in bounds]
-        keys = [self._stored.key(name, 0) for name in names]
+        keys = [self._layout.chunk_key(name, 0) for name in names]
         texts = await self._call("redis", self._stored.values, keys, "text")
         sampled = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
         return _Queries(tuple(name for name, _ in sampled), tuple(text for _, text in sampled))
@@ -117,7 +117,7 @@ class QualityCheck:
     async def _recalled(self, query: Floats, exact: list[str], left_out: bool) -> tuple[int, int]:
         """Return how many of the nearest the index answers, and of how many; by the vectors as they are now."""
         hits = await self._knn(self._version, query, by_chunk=True)
-        answered = [self._stored.key(hit.id, hit.chunk) for hit in hits]
+        answered = [self._layout.chunk_key(hit.id, hit.chunk) for hit in hits]
         if left_out:
             # What exact search did not see cannot be judged.
             answered = [key for key in answered if key in exact]

@@ -257,7 +257,7 @@ async def _texts(redis: Any, pipeline: str, reached: "ReindexStatus | None") -> 
         return {}
     pipe = redis.pipeline(transaction=False)
     for number, identifier in wanted:
-        pipe.execute_command("HGET", f"{Layout(pipeline, number).keys(identifier)[2]}:0", "text")
+        pipe.execute_command("HGET", Layout(pipeline, number).chunk_key(identifier, 0), "text")
     with translated():
         stored = await pipe.execute()
     texts = {one: text.decode() for one, text in zip(wanted, stored, strict=True) if text is not None}

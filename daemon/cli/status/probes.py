@@ -5,10 +5,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import httpx
-import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from connectors import slot
@@ -18,6 +16,7 @@ from daemon.bench.percentiles import STAGES, Percentiles, percentiles_ms
 from daemon.cli.daemon_http import DaemonHttp
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConnectorError, LivevecError, StopProcess
+from daemon.index import schema
 from daemon.index.connection import Client, connect, translated
 from daemon.index.registry import Versions
 from daemon.index.writer import IndexWriter
@@ -209,15 +208,12 @@ def _lag(consumer: Consumer, position: TopicPartition) -> PartitionLag:
 
 def _postgres(source: PostgresSource) -> Findings:
     name = f"postgres {source.name}"
-    try:
-        with slot.connect(source) as connection:
-            row = connection.execute(
-                "SELECT active, wal_status = 'lost', coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::int8"
-                " FROM pg_replication_slots WHERE slot_name = %s",
-                [source.slot_name],
-            ).fetchone()
-    except psycopg.Error as error:
-        return Findings([Part(name, False, f"refuses the query: {error}".strip(), "see PostgreSQL's log")])
+    with slot.connected(source) as connection:
+        row = connection.execute(
+            "SELECT active, wal_status = 'lost', coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::int8"
+            " FROM pg_replication_slots WHERE slot_name = %s",
+            [source.slot_name],
+        ).fetchone()
     if row is None:
         message = f"up, but there is no slot {source.slot_name}"
         return Findings([Part(name, False, message, "`livevec connector apply` creates it")])
@@ -282,19 +278,16 @@ async def _redis(config: Config) -> Findings:
 
 async def _index(client: Client, config: Config, pipeline: Pipeline) -> tuple[Part, IndexState | None]:
     name = f"index {pipeline.name}"
-    try:
-        with translated():
-            info = await cast(Any, client.ft(pipeline.name)).info()
-    except StopProcess:
+    info = await schema.info(client, pipeline.name)
+    if info is None:
         return Part(name, False, "there is none", "`livevec run` makes it when it starts"), None
-    plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
     versions = Versions(client, pipeline.name)
     number = (await versions.known()).active
     writer = IndexWriter(client, versions.layout(number), config.redis.pipeline_commands_max)
     state = IndexState(
         pipeline=pipeline.name,
-        documents=int(plain["num_docs"]),
-        indexing_failures=int(plain["hash_indexing_failures"]),
+        documents=info.documents,
+        indexing_failures=info.indexing_failures,
         needs_reconcile=tuple(sorted(await writer.reconcile_reasons())),
     )
     remedy = f"`livevec verify {pipeline.name} --repair`"

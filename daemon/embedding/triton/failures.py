@@ -3,6 +3,7 @@
 from enum import Enum
 
 import grpc  # type: ignore[import-untyped]
+import grpc.aio  # type: ignore[import-untyped]
 
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch
 
@@ -24,7 +25,7 @@ class Cause(Enum):
     DENIED = "denied access"
 
 
-_BY_CODE = {
+CAUSE_BY_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: Cause.REFUSED,
     # A message over the size limit of either side.
     grpc.StatusCode.RESOURCE_EXHAUSTED: Cause.REFUSED,
@@ -45,19 +46,24 @@ _BY_CODE = {
 }
 
 
-def cause_of(error: grpc.RpcError) -> Cause:
-    """Raises KeyError for a status code that gRPC added after this table was written."""
+VENDOR_ERRORS = (grpc.RpcError, grpc.aio.BaseError)
+
+
+def cause_of(error: Exception) -> Cause:
+    """Return why a call failed; an error without a status code is of a channel that was closed meanwhile."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return Cause.UNREACHABLE
     details = (error.details() or "").lower()
     if "stub process" in details:
         # Triton goes on answering `ready` while every inference fails with this.
         return Cause.STUB_DEAD
     if "maximum queue size" in details:
         return Cause.OVERLOADED
-    return _BY_CODE[error.code()]
+    return CAUSE_BY_CODE.get(error.code(), Cause.MODEL_FAILED)
 
 
 def failure_of(cause: Cause, *, texts: int, model_alive: bool, where: str) -> FailureClass:
-    """The failure class of a request of `texts` texts.
+    """Return the failure class of a request of `texts` texts.
 
     Args:
         model_alive: the model embeds another text right now, so the cause lies in this request.

@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from daemon.errors import LivevecError, RetryLater, StopProcess
 from daemon.settings import KafkaSettings
+from daemon.source.kafka.failures import translated
 from daemon.source.kafka.reader import LibrdkafkaLog, consumer_settings, record_of
 from daemon.source.record import Coordinates, Record
 
@@ -66,7 +67,7 @@ class Letters:
 
 
 def parse(record: Record) -> DeadLetter:
-    """The dead letter in a record of a dead-letter topic; what its headers lack stays empty."""
+    """Return the dead letter in a record of a dead-letter topic; what its headers lack stays empty."""
     headers = {name: value.decode("utf-8", "replace") for name, value in record.headers if value is not None}
 
     def text(name: str) -> str:
@@ -95,7 +96,7 @@ def parse(record: Record) -> DeadLetter:
 
 
 def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters:
-    """The newest dead letters, at most `count_max` of each partition, up to the topic's end as it is now.
+    """Return the newest dead letters, at most `count_max` of each partition, up to the topic's end as it is now.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -120,7 +121,7 @@ def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters
 
 
 def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
-    """The next offset that the settings' consumer group would read of each partition; 0 where it has read none.
+    """Return the next offset that the settings' consumer group would read of each partition; 0 where it has read none.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -132,7 +133,7 @@ def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
 
 
 def read_partitions(settings: KafkaSettings, topic: str) -> int:
-    """How many partitions a topic has; 0 where there is none of that name.
+    """Return how many partitions a topic has; 0 where there is none of that name.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -142,7 +143,7 @@ def read_partitions(settings: KafkaSettings, topic: str) -> int:
 
 
 def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list[Record | None]:
-    """The record at each place; None where it is gone: by retention, compaction, or with its topic.
+    """Return the record at each place; None where it is gone: by retention, compaction, or with its topic.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -163,7 +164,7 @@ def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list
 
 
 def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]:
-    """Records of one partition from `start` to before the offset `end`; those that are gone are missing."""
+    """Return records of one partition from `start` to before the offset `end`; those that are gone are missing."""
     if start.offset >= end:
         return
     partition = TopicPartition(start.topic, start.partition, start.offset)
@@ -195,11 +196,12 @@ def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]
 
 @contextlib.contextmanager
 def _consumer(settings: KafkaSettings) -> Iterator[Consumer]:
-    """One that joins no group: its partitions are assigned by hand."""
-    consumer = Consumer({**consumer_settings(settings), "enable.partition.eof": True}, logger=LibrdkafkaLog())
-    try:
-        yield consumer
-    except KafkaException as error:
-        raise RetryLater(f"Kafka does not answer ({error.args[0].str()}); is it up?", 1.0) from error
-    finally:
-        consumer.close()
+    """Open a consumer that joins no group: its partitions are assigned by hand."""
+    with translated("Kafka does not answer"):
+        consumer = Consumer(
+            {**consumer_settings(settings), "enable.partition.eof": True}, logger=LibrdkafkaLog()
+        )
+        try:
+            yield consumer
+        finally:
+            consumer.close()

@@ -14,7 +14,6 @@ from redis.asyncio.cluster import RedisCluster
 
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout
-from daemon.index.writer import glob_escaped
 from daemon.patience import Patience
 
 KEYS_PER_STEP = 1000
@@ -58,7 +57,7 @@ class Keyspace:
 
     def __init__(self, client: Client, layout: Layout) -> None:
         self._client = cast(Any, client)
-        self._pattern = glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
+        self._pattern = _glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
 
     async def beginning(self) -> ScanPosition:
         """Return the position before the first key."""
@@ -130,3 +129,7 @@ class Keyspace:
 def _parsed(reply: Any) -> tuple[int, list[bytes]]:
     cursor, keys = reply
     return int(next(iter(cursor.values())) if isinstance(cursor, Mapping) else cursor), keys
+
+
+def _glob_escaped(text: str) -> str:
+    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)

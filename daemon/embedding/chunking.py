@@ -2,6 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from daemon.errors import ConfigError
+from daemon.settings import ChunkingSettings
 
 Span = tuple[int, int]
 """Start and end of one token in the text, in characters."""
@@ -36,7 +42,7 @@ def chunks(text: str, spans: Sequence[Span], tokens_max: int, tokens_overlap: in
 
 
 def _sentence_end(text: str, spans: Sequence[Span], least: int, most: int) -> int:
-    """The largest count of tokens in least..most after which a sentence ends; `most` if none does."""
+    """Return the largest count of tokens in least..most after which a sentence ends; `most` if none does."""
     for count in range(most, least - 1, -1):
         # The end mark is its own token or the last one's tail; what follows it lies before the next token.
         if _SENTENCE_END.search(text, spans[count - 1][0], spans[count][0] + 1):
@@ -44,3 +50,40 @@ def _sentence_end(text: str, spans: Sequence[Span], least: int, most: int) -> in
             if _SENTENCE_END.match(gap) or "\n" in gap:
                 return count
     return most
+
+
+def load_tokenizer(path: str, setting: str) -> Any:
+    """Load a model's tokenizer, which then neither truncates nor pads.
+
+    Args:
+        path: of its tokenizer.json.
+        setting: that names the path, for the message.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise ConfigError(
+            f"{setting} {path!r} cannot be read ({error}); name the tokenizer.json of the model"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+class Chunker:
+    """Cuts texts by the settings of a pipeline; one chunk where chunking is off."""
+
+    def __init__(self, settings: ChunkingSettings) -> None:
+        self._tokens_max = settings.tokens_max
+        self._tokens_overlap = settings.tokens_overlap
+        enabled = settings.tokens_max > 0
+        self._tokenizer = load_tokenizer(settings.tokenizer, "chunking.tokenizer") if enabled else None
+
+    def __call__(self, text: str) -> Sequence[str]:
+        if self._tokenizer is None:
+            return (text,)
+        spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return chunks(text, spans, self._tokens_max, self._tokens_overlap)
