@@ -83,10 +83,10 @@ class KafkaConnect:
 
     def definition(self, name: str) -> dict[str, str] | None:
         """Return the configuration of a connector; None when there is none."""
-        found = self._call("GET", f"/connectors/{quote(name, safe='')}/config", absent_ok=True)
-        if found is None:
+        settings = self._call("GET", f"/connectors/{quote(name, safe='')}/config", absent_ok=True)
+        if settings is None:
             return None
-        return {str(key): str(value) for key, value in found.items() if key != "name"}
+        return {str(key): str(value) for key, value in settings.items() if key != "name"}
 
     def apply(self, name: str, definition: Mapping[str, str], deadline_s: float = 30.0) -> Applied:
         """Make the connector be as `definition` says; the same definition twice changes nothing.
@@ -118,10 +118,10 @@ class KafkaConnect:
 
     def status(self, name: str) -> Status | None:
         """Return what Connect knows of the connector; None when there is none."""
-        found = self._call("GET", f"/connectors/{quote(name, safe='')}/status", absent_ok=True)
-        if found is None:
+        reply = self._call("GET", f"/connectors/{quote(name, safe='')}/status", absent_ok=True)
+        if reply is None:
             return None
-        connector, tasks = found["connector"], found["tasks"]
+        connector, tasks = reply["connector"], reply["tasks"]
         trace = connector.get("trace") or next((task["trace"] for task in tasks if task.get("trace")), "")
         return Status(name, connector["state"], tasks[0]["state"] if tasks else None, _cause(trace))
 
@@ -190,13 +190,13 @@ class KafkaConnect:
                 raise ConnectorError(
                     f"connector {source.name!r} is {status.state.lower()}", "run `livevec connector resume`"
                 )
-            found = slot.read(source)
-            line = _describe(status, found)
+            slot_now = slot.read(source)
+            line = _describe(status, slot_now)
             if line != seen:
                 seen = line
                 on_progress(line)
             running = status is not None and (status.state, status.task) == ("RUNNING", "RUNNING")
-            return running and found is not None and found.active
+            return running and slot_now is not None and slot_now.active
 
         self._until(streaming, deadline_s, lambda: f"connector {source.name!r} is not streaming: {seen}")
 
@@ -289,13 +289,13 @@ def _failure(source: PostgresSource, status: Status) -> ConnectorError:
     return ConnectorError(f"connector {status.name!r} failed: {status.error}", remedy)
 
 
-def _describe(status: Status | None, found: slot.Slot | None) -> str:
+def _describe(status: Status | None, slot_now: slot.Slot | None) -> str:
     connector = (
         "no connector" if status is None else f"connector {status.state}, task {status.task or 'none'}"
     )
-    if found is None:
+    if slot_now is None:
         return f"{connector}, no slot yet"
-    return f"{connector}, slot {'active' if found.active else 'not active'}"
+    return f"{connector}, slot {'active' if slot_now.active else 'not active'}"
 
 
 def _cause(trace: str) -> str:

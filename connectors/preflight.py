@@ -178,18 +178,18 @@ def _publication(connection: Connection, source: PostgresSource) -> list[Finding
         ]
     operations = ("insert", "update", "delete", "truncate")
     missing = [operation for operation, there in zip(operations, row, strict=True) if not there]
-    found = passed("publication", f"publication {source.publication_name!r} is there")
+    present = passed("publication", f"publication {source.publication_name!r} is there")
     if missing:
         statement = "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')"
         return [
-            found,
+            present,
             failed(
                 "publication_operations",
                 f"publication {source.publication_name!r} leaves out {', '.join(missing)}",
                 sql.SQL(statement).format(name).as_string(connection),
             ),
         ]
-    return [found, passed("publication_operations", "the publication carries all operations")]
+    return [present, passed("publication_operations", "the publication carries all operations")]
 
 
 def _one(connection: Connection, query: str, parameters: Sequence[object] = ()) -> Any:

@@ -228,11 +228,11 @@ def _published(
         yield _not_published(connection, publication, source, table)
         return
     attributes, row_filter = set(row[0] or ()), row[1]
-    again = f"ALTER PUBLICATION {publication} DROP TABLE {table.quoted}, then ADD TABLE {table.quoted}"
+    remedy = f"ALTER PUBLICATION {publication} DROP TABLE {table.quoted}, then ADD TABLE {table.quoted}"
     yield passed("publication_table", f"the publication carries {table.name}")
     if row_filter is not None:
         yield failed(
-            "publication_filter", f"the publication filters the rows of {table.name}: {row_filter}", again
+            "publication_filter", f"the publication filters the rows of {table.name}: {row_filter}", remedy
         )
     missing = [name for name in needed if table.find(name) and name not in attributes]
     generated = [column for column in table.columns if column.generated and column.name in missing]
@@ -245,7 +245,7 @@ def _published(
         )
     elif missing:
         yield failed(
-            "publication_columns", f"the publication leaves out columns of {table.name}: {missing}", again
+            "publication_columns", f"the publication leaves out columns of {table.name}: {missing}", remedy
         )
     hidden = [column.name for column in table.columns if column.name not in attributes]
     domains = [column.name for column in table.columns if column.is_domain and column.base.enum]

@@ -45,6 +45,10 @@ class _Cluster(RedisCluster):
         return self
 
 
+class IndexMissing(RetryLater):
+    """The search index, or the alias, is not there; a running daemon makes it anew."""
+
+
 class FunctionsMissing(RetryLater):
     """The function library is not there (FLUSHALL, a restored dump): load it, then try again."""
 
@@ -133,8 +137,8 @@ def _response(text: str) -> FailureClass:
         return FunctionsMissing("the livevec function library is missing in Redis; loading it", 0.0)
     if text.startswith(("LOADING", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS")):
         return RetryLater(f"Redis cannot write now ({text})", 0.5)
-    if "no such index" in text.lower() or "unknown index" in text.lower():
-        return RetryLater(f"an index vanished from Redis ({text}); it is made anew", 0.25)
+    if any(words in text.lower() for words in ("no such index", "unknown index", "index not found")):
+        return IndexMissing(f"an index vanished from Redis ({text}); a running daemon makes it anew", 0.25)
     if text.startswith("READONLY"):
         return RetryLater("Redis is a read-only replica; redis.url must lead to the primary", 1.0)
     if "WRONGTYPE" in text or "LIVEVEC malformed version" in text:

@@ -40,7 +40,7 @@ class VectorDonor:
         Raises:
             FailureClass: Redis failed.
         """
-        found: list[tuple[bytes, ...]] = []
+        vectors: list[tuple[bytes, ...]] = []
         for start in range(0, len(wanted), self._commands_max):
             pipe = self._client.pipeline(transaction=False)
             for identifier, content_hash in wanted[start : start + self._commands_max]:
@@ -48,8 +48,8 @@ class VectorDonor:
                 pipe.execute_command("FCALL", "livevec_vectors", 3, *keys, content_hash)
             with translated():
                 replies = await pipe.execute(raise_on_error=False)
-            found += [await self._taken(reply) for reply in replies]
-        return found
+            vectors += [await self._taken(reply) for reply in replies]
+        return vectors
 
     async def _taken(self, reply: object) -> tuple[bytes, ...]:
         if isinstance(reply, Exception):

@@ -45,10 +45,10 @@ class Durability:
         Raises:
             FailureClass: Redis is away.
         """
-        found: dict[str, str] = {}
+        run_ids: dict[str, str] = {}
         async for name, connection, _ in _primaries(client):
-            found[name] = await _run_id(connection)
-        return cls(client, found, settings.timeout_s * 6)
+            run_ids[name] = await _run_id(connection)
+        return cls(client, run_ids, settings.timeout_s * 6)
 
     async def reached(self) -> None:
         """Wait until every write that was answered before this call is on disk.

@@ -23,7 +23,7 @@ _ALONE = ""
 
 
 @dataclass(frozen=True)
-class ScanPosition:
+class WalkPosition:
     """Where a walk is.
 
     Attributes:
@@ -40,7 +40,7 @@ class ScanPosition:
 
 
 @dataclass(frozen=True, slots=True)
-class ScanStep:
+class WalkStep:
     """Keys of one step, and where the next one goes on.
 
     Attributes:
@@ -48,7 +48,7 @@ class ScanStep:
     """
 
     keys: list[str]
-    position: ScanPosition
+    position: WalkPosition
     restarted: bool
 
 
@@ -59,13 +59,13 @@ class Keyspace:
         self._client = cast(Any, client)
         self._pattern = _glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
 
-    async def beginning(self) -> ScanPosition:
+    async def beginning(self) -> WalkPosition:
         """Return the position before the first key."""
         with translated():
             nodes = await self._nodes()
-            return ScanPosition(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
+            return WalkPosition(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
 
-    async def steps(self, patience: Patience) -> AsyncIterator[ScanStep]:
+    async def steps(self, patience: Patience) -> AsyncIterator[WalkStep]:
         """Give all keys, from the first to the last; Redis is waited for as long as `patience` says."""
         position = await patience.call("redis", self.beginning)
         while not position.done:
@@ -73,7 +73,7 @@ class Keyspace:
             position = step.position
             yield step
 
-    async def step(self, position: ScanPosition, count: int) -> ScanStep:
+    async def step(self, position: WalkPosition, count: int) -> WalkStep:
         """Return the keys after a position that is not done.
 
         Args:
@@ -87,13 +87,13 @@ class Keyspace:
             (name, cursor), *rest = position.cursors
             now = await self._servers(nodes) if name in nodes else ""
             if now != position.servers:
-                return ScanStep([], await self.beginning(), restarted=True)
+                return WalkStep([], await self.beginning(), restarted=True)
             command = ("SCAN", cursor, "MATCH", self._pattern, "COUNT", count)
             reply = await self._client.execute_command(*command, **nodes[name])
             after, keys = _parsed(reply)
         left = [(name, after)] if after else []
         texts = [key.decode("utf-8", "replace") for key in keys]
-        return ScanStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
+        return WalkStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Remove keys, whoever wrote them.

@@ -67,7 +67,7 @@ class Positions:
         self._keys = list(shards.values())
         if not partitions:
             return {}
-        found: dict[Partition, int | None] = {}
+        applied: dict[Partition, int | None] = {}
         for key in self._keys:
             known = self._known.setdefault(key, {})
             # Told before the positions are read: a restart in between shows with the first advance.
@@ -83,11 +83,11 @@ class Positions:
                     before.claim + 1 if before else 1, before.offset if before else -1
                 )
                 offset = known[partition].offset if known[partition].offset >= 0 else None
-                least = found.get(partition, offset)
-                found[partition] = None if offset is None or least is None else min(offset, least)
+                least = applied.get(partition, offset)
+                applied[partition] = None if offset is None or least is None else min(offset, least)
                 updates += (_field(partition), before.encode() if before else "", known[partition].encode())
             await self._call(key, updates)
-        return found
+        return applied
 
     async def advance(self, offsets: Mapping[Partition, int]) -> Verdict:
         """Advance claimed partitions; positions only grow."""

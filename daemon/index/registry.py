@@ -59,10 +59,10 @@ class IndexVersion:
 
     @classmethod
     def decode(cls, record: bytes) -> "IndexVersion":
-        found: dict[str, Any] = orjson.loads(record)
-        found["chunking"] = tuple(found["chunking"])
-        found["metadata"] = tuple(tuple(one) for one in found["metadata"])
-        return cls(**found)
+        settings: dict[str, Any] = orjson.loads(record)
+        settings["chunking"] = tuple(settings["chunking"])
+        settings["metadata"] = tuple(tuple(one) for one in settings["metadata"])
+        return cls(**settings)
 
     def differences(self, other: "IndexVersion") -> list[str]:
         """Return names of the settings in which two versions differ."""
@@ -152,11 +152,11 @@ class VersionTable:
             ConfigError: there is none.
         """
         number = self.active if number is None else number
-        found = self.versions.get(number)
-        if found is None:
+        version = self.versions.get(number)
+        if version is None:
             known = ", ".join(map(str, sorted(self.versions))) or "none"
             raise ConfigError(f"there is no index version {number}; registered: {known}")
-        return found
+        return version
 
 
 class Versions:
@@ -170,8 +170,8 @@ class Versions:
     async def read(self) -> VersionTable | None:
         """Return the registry; None where nothing was registered yet."""
         with translated():
-            found: dict[bytes, bytes] = await self._client.hgetall(self._key)
-        plain = {name.decode(): value for name, value in found.items()}
+            stored: dict[bytes, bytes] = await self._client.hgetall(self._key)
+        plain = {name.decode(): value for name, value in stored.items()}
         versions = {int(name): IndexVersion.decode(value) for name, value in plain.items() if name.isdigit()}
         if not versions:
             return None

@@ -7,8 +7,7 @@ from redis.commands.search.field import Field, NumericField, TagField, TextField
 from redis.commands.search.index_definition import IndexDefinition, IndexType
 
 from daemon.core.document import TAG_SEPARATOR
-from daemon.errors import StopProcess
-from daemon.index.connection import Client, translated
+from daemon.index.connection import Client, IndexMissing, translated
 from daemon.index.layout import Layout
 from daemon.index.registry import IndexVersion
 
@@ -51,10 +50,8 @@ async def info(client: Client, name: str) -> IndexInfo | None:
     try:
         with translated():
             reply = await cast(Any, client.ft(name)).info()
-    except StopProcess as refusal:
-        if any(words in str(refusal).lower() for words in ("no such index", "unknown index", "not found")):
-            return None
-        raise
+    except IndexMissing:
+        return None
     facts = {_text(key): value for key, value in reply.items()}
     return IndexInfo(
         name=_text(facts["index_name"]),

@@ -171,8 +171,8 @@ class IndexWriter:
     async def reconcile_reasons(self) -> dict[str, float]:
         """Return why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
         with translated():
-            found = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
-        return {reason.decode(): float(since) for reason, since in found.items()}
+            reasons = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
+        return {reason.decode(): float(since) for reason, since in reasons.items()}
 
     async def reconciled(self, marks: Mapping[str, float]) -> None:
         """Forget the marks that a reconcile, started after they were read, has dealt with.

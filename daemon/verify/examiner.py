@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from daemon.errors import RejectRow, StopPipeline
 from daemon.index.durability import Durability
-from daemon.index.keyspace import KEYS_PER_STEP, ScanPosition
+from daemon.index.keyspace import KEYS_PER_STEP, WalkPosition
 from daemon.projection.slow_lane import EmbedderShare, SlowLane
 from daemon.verify.comparison import RowComparison, Wanted
 from daemon.verify.differences import Difference, Differences, Tally, added, counted, examples
@@ -230,7 +230,7 @@ class RangeCheck:
 class KeysChecked(BaseModel, frozen=True):
     """How far the keys were checked: also what heartbeats carry. `position` None: at the beginning."""
 
-    position: ScanPosition | None
+    position: WalkPosition | None
     ended: bool = False
     tally: Tally = Tally()
 

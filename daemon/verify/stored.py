@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from daemon.core.plan import Stored
-from daemon.errors import StopProcess
 from daemon.index import schema
-from daemon.index.connection import Client, translated
+from daemon.index.connection import Client, IndexMissing, translated
 from daemon.index.keyspace import Keyspace
 from daemon.index.schema import IndexInfo
 from daemon.index.writer import IndexWriter
@@ -142,10 +141,8 @@ class StoredDocuments:
         try:
             with translated():
                 reply = await self._client.execute_command(*query, "INKEYS", len(keys), *keys)
-        except StopProcess:
-            if await self.info() is None:
-                return set()
-            raise
+        except IndexMissing:
+            return set()
         return set(_keys(reply))
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:

@@ -1,6 +1,6 @@
 """What the activities of a reconcile take and give: keys, positions and counts."""
 
-from daemon.index.keyspace import ScanPosition
+from daemon.index.keyspace import WalkPosition
 from daemon.verify.differences import Tally
 from daemon.verify.sides import Key
 from workflows.progress import Contract
@@ -54,7 +54,7 @@ class KeysOrder(Contract):
     """The keys that Redis has. `position`: None: from the beginning."""
 
     subject: Subject
-    position: ScanPosition | None
+    position: WalkPosition | None
     rate: float | None = None
 
 

@@ -87,8 +87,8 @@ class PaidVectors:
         """Return those of these texts that are there; they are not kept any longer."""
         if not self._vectors:
             return {}
-        found = ((text, self._vectors.pop(_key(text), None)) for text in dict.fromkeys(texts))
-        return {text: vector for text, vector in found if vector is not None}
+        vectors = ((text, self._vectors.pop(_key(text), None)) for text in dict.fromkeys(texts))
+        return {text: vector for text, vector in vectors if vector is not None}
 
 
 def _key(text: str) -> bytes:

@@ -238,9 +238,9 @@ class OpenAIEmbedder:
         """Return whether the server or the request is at fault: a server that embeds PROBE right now is not."""
         if not may_lie_in_the_texts(failure, len(texts)):
             return failure_class(failure, texts=len(texts), where=self._where)
-        found = await self._probe()
-        if found is not None:
-            return failure_class(found, texts=0, where=self._where)
+        probe_failure = await self._probe()
+        if probe_failure is not None:
+            return failure_class(probe_failure, texts=0, where=self._where)
         suspect = hash(texts[0])
         tries = self._tries.pop(suspect, 0) + 1
         verdict = failure_class(failure, texts=len(texts), where=self._where, tries=tries)

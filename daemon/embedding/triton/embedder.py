@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from daemon.embedding.embedder import Embeddings, EmbeddingSpace, Prompt
-from daemon.embedding.triton.failures import VENDOR_ERRORS, Cause, cause_of, failure_of
+from daemon.embedding.triton.failures import VENDOR_ERRORS, TritonCause, cause_of, failure_of
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 
 RELOAD_TIMEOUT_S = 60.0
@@ -173,14 +173,14 @@ class TritonEmbedder:
 
     async def _failure(self, error: Exception, texts: int) -> FailureClass:
         cause = cause_of(error)
-        if cause is Cause.NOT_LOADED and not await self._is_in_repository():
+        if cause is TritonCause.NOT_LOADED and not await self._is_in_repository():
             return StopProcess(
                 f"{self._where} is not in Triton's model repository; build it there, or correct [embedding] model"
             )
-        if cause in (Cause.NOT_LOADED, Cause.STUB_DEAD):
+        if cause in (TritonCause.NOT_LOADED, TritonCause.STUB_DEAD):
             await self._reload_once()
-        self._space_in_doubt |= cause is not Cause.REFUSED
-        alive = cause is Cause.MODEL_FAILED and await self._is_alive()
+        self._space_in_doubt |= cause is not TritonCause.REFUSED
+        alive = cause is TritonCause.MODEL_FAILED and await self._is_alive()
         return failure_of(cause, texts=texts, model_alive=alive, where=self._where)
 
     async def _is_alive(self) -> bool:

@@ -103,14 +103,14 @@ def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters
         LivevecError: the topic does not exist.
     """
     with _consumer(settings) as consumer:
-        found = consumer.list_topics(topic, _ANSWER_S).topics[topic]
-        if found.error is not None:
+        metadata = consumer.list_topics(topic, _ANSWER_S).topics[topic]
+        if metadata.error is not None:
             raise LivevecError(
-                f"the topic {topic} cannot be read ({found.error.str()}); was it ever created?"
+                f"the topic {topic} cannot be read ({metadata.error.str()}); was it ever created?"
             )
         letters: list[DeadLetter] = []
         left_out = 0
-        for partition in found.partitions:
+        for partition in metadata.partitions:
             low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), _ANSWER_S)
             start = max(low, high - count_max)
             left_out += start - low
@@ -128,8 +128,8 @@ def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
     """
     with _consumer(settings) as consumer:
         partitions = consumer.list_topics(topic, _ANSWER_S).topics[topic].partitions
-        found = consumer.committed([TopicPartition(topic, number) for number in partitions], _ANSWER_S)
-        return {one.partition: max(0, one.offset) for one in found}
+        offsets = consumer.committed([TopicPartition(topic, number) for number in partitions], _ANSWER_S)
+        return {offset.partition: max(0, offset.offset) for offset in offsets}
 
 
 def read_partitions(settings: KafkaSettings, topic: str) -> int:

@@ -245,11 +245,11 @@ class KafkaReader:
     def _committed(self, partitions: list[TopicPartition]) -> dict[Partition, int | None]:
         while not self._stopping.is_set():
             try:
-                found = self._consumer.committed(partitions, timeout=5)
+                committed = self._consumer.committed(partitions, timeout=5)
             except KafkaException as error:
                 log.warning("committed_offsets_unavailable", error=str(error))
                 continue
-            return {(p.topic, p.partition): p.offset if p.offset >= 0 else None for p in found}
+            return {(p.topic, p.partition): p.offset if p.offset >= 0 else None for p in committed}
         return {}
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -100,9 +100,9 @@ class Pool:
 
 async def one_row(connection: Connection, query: str, parameters: Mapping[str, object] | None = None) -> Any:
     """Return the only row of a query."""
-    found = await (await connection.execute(query, parameters)).fetchone()
-    assert found is not None
-    return found
+    row = await (await connection.execute(query, parameters)).fetchone()
+    assert row is not None
+    return row
 
 
 async def one_value(

@@ -120,15 +120,17 @@ class PostgresReader:
         arrays = sql.SQL(", ").join(
             sql.SQL("%s::text[]::{}[]").format(_raw(table.column(name).base_sql)) for name in table.key
         )
-        wanted = sql.SQL(", ").join(sql.Identifier(f"k{place}") for place in range(len(table.key)))
+        names = sql.SQL(", ").join(sql.Identifier(f"k{place}") for place in range(len(table.key)))
         condition = sql.SQL("({}) IN (SELECT {} FROM unnest({}) AS wanted({}))").format(
-            _columns(table.key), wanted, arrays, wanted
+            _columns(table.key), names, arrays, names
         )
-        found = await self._rows(table, columns, condition, sql.SQL(""), literals)
+        read = await self._rows(table, columns, condition, sql.SQL(""), literals)
         # Equal by the type's operator is not equal by text: numeric 1.0 and 1.00, citext a and A.
-        asked = set(keys)
+        keys_asked_for = set(keys)
         return SnapshotRows(
-            found.version, tuple(row for row in found.rows if table.key_of(row) in asked), found.read_at_s
+            read.version,
+            tuple(row for row in read.rows if table.key_of(row) in keys_asked_for),
+            read.read_at_s,
         )
 
     async def chunk(
@@ -171,10 +173,10 @@ class PostgresReader:
         """
         begun = await self.barrier_begun()
         while True:
-            found = await self.barrier_passed(begun)
-            if isinstance(found, SnapshotVersion):
-                return found
-            on_wait(found)
+            result = await self.barrier_passed(begun)
+            if isinstance(result, SnapshotVersion):
+                return result
+            on_wait(result)
             await asyncio.sleep(poll_s)
 
     async def barrier_begun(self) -> int:
@@ -338,10 +340,10 @@ class PostgresReader:
             )
             rows = await cursor.fetchall()
         found = []
-        for xid, *rest in rows:
+        for xid, *facts in rows:
             behind = (passed - xid) % _XID_MODULUS
             if behind < _XID_MODULUS // 2:
-                found.append(BlockingTransaction(passed - behind, *rest))
+                found.append(BlockingTransaction(passed - behind, *facts))
         return sorted(found, key=lambda blocking: blocking.xid)
 
     def _version(self, snapshot: str) -> SnapshotVersion:

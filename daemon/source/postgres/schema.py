@@ -206,10 +206,10 @@ async def read_schema(connection: "AsyncConnection[Any]", table: str, publicatio
     schema, _, name = table.partition(".")
     parameters = {"schema": schema, "table": name, "publication": publication}
     row = await (await connection.execute(_TABLE.format(published=_PUBLISHED), parameters)).fetchone()
-    found = None if row is None else _table(schema, name, row)
-    if found is None or found.kind not in ("r", "p"):
+    schema_read = None if row is None else _table(schema, name, row)
+    if schema_read is None or schema_read.kind not in ("r", "p"):
         raise StopPipeline(f"table {table!r} does not exist; correct `table` of the pipeline, or create it")
-    return found
+    return schema_read
 
 
 def read_any_table(connection: "Connection[Any]", table: str) -> TableSchema | None:

@@ -241,9 +241,9 @@ def parse_array(text: str) -> list[Any]:
             stack[-1].append(re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
         else:
             stack[-1].append(None if bare == "NULL" else bare)
-    found = stack[0][0]
-    assert isinstance(found, list)
-    return found
+    elements = stack[0][0]
+    assert isinstance(elements, list)
+    return elements
 
 
 _ARRAY_TOKEN = re.compile(r'(\{)|(\})|"((?:[^"\\]|\\.)*)"|([^{},"]+)', re.DOTALL)
@@ -275,15 +275,15 @@ def _timestamp_literal(text: str) -> str:
     return _with_era(date, " " + clock)
 
 
-def _with_era(date: str, rest: str) -> str:
+def _with_era(date: str, clock: str) -> str:
     """Return a date with an astronomical year, as PostgreSQL writes it."""
     match = re.fullmatch(r"([+-]?)(\d+)(-\d\d-\d\d)", date)
     if match is None:
         raise ValueError("not a date")
     year = int(match[2])
     if match[1] == "-" or year == 0:
-        return f"{year + 1:04d}{match[3]}{rest} BC"
-    return f"{year:04d}{match[3]}{rest}"
+        return f"{year + 1:04d}{match[3]}{clock} BC"
+    return f"{year:04d}{match[3]}{clock}"
 
 
 def _time_literal(text: str) -> str:
