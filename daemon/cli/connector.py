@@ -66,8 +66,8 @@ def apply(
     config = given.resolved(context)
     with console.Steps() as steps:
         results = [
-            apply_source(config, one, pipelines_of(config, one), steps, timeout_s)
-            for one in given.postgres_sources(config, source)
+            apply_source(config, chosen, pipelines_of(config, chosen), steps, timeout_s)
+            for chosen in given.postgres_sources(config, source)
         ]
     if as_json:
         console.print_json({"sources": [asdict(result) for result in results]})
@@ -83,16 +83,18 @@ def check(context: typer.Context, source: Source = None, as_json: Json = False) 
     from daemon.cli import console
 
     config = given.resolved(context)
-    found = {
-        one.name: preflight.check(one, config.pipelines, config.kafka)
-        for one in given.postgres_sources(config, source)
+    findings_by_source = {
+        chosen.name: preflight.check(chosen, config.pipelines, config.kafka)
+        for chosen in given.postgres_sources(config, source)
     }
-    ok = all(finding.ok for findings in found.values() for finding in findings)
+    ok = all(finding.ok for findings in findings_by_source.values() for finding in findings)
     if as_json:
-        sources = {name: [asdict(finding) for finding in findings] for name, findings in found.items()}
+        sources = {
+            name: [asdict(finding) for finding in findings] for name, findings in findings_by_source.items()
+        }
         console.print_json({"ok": ok, "sources": sources})
     else:
-        for name, findings in found.items():
+        for name, findings in findings_by_source.items():
             console.out.print(_findings_table(name, findings))
     if not ok:
         raise typer.Exit(1)
@@ -106,17 +108,17 @@ def status(context: typer.Context, source: Source = None, as_json: Json = False)
 
     config = given.resolved(context)
     with KafkaConnect(config.connect) as client:
-        found = [_status(client, one) for one in given.postgres_sources(config, source)]
+        statuses = [_status(client, chosen) for chosen in given.postgres_sources(config, source)]
     if as_json:
-        console.print_json({"sources": [asdict(one) for one in found]})
+        console.print_json({"sources": [asdict(status) for status in statuses]})
     else:
         table = console.table("", "source", "connector", "task", "slot", "error")
-        for one in found:
-            slot = f"{one.slot} {'active' if one.slot_active else 'not active'}"
-            mark = console.OK if one.streaming else console.BAD
-            table.add_row(mark, one.source, one.state, one.task or "none", slot, one.error)
+        for status in statuses:
+            slot = f"{status.slot} {'active' if status.slot_active else 'not active'}"
+            mark = console.OK if status.streaming else console.BAD
+            table.add_row(mark, status.source, status.state, status.task or "none", slot, status.error)
         console.out.print(table)
-    if not all(one.streaming for one in found):
+    if not all(status.streaming for status in statuses):
         raise typer.Exit(1)
 
 
@@ -155,16 +157,16 @@ def delete(
     from daemon.cli import console
 
     config = given.resolved(context)
-    (one,) = given.postgres_sources(config, source)
+    (chosen,) = given.postgres_sources(config, source)
     with KafkaConnect(config.connect) as client:
-        deleted = client.delete(one, drop_slot)
+        deleted = client.delete(chosen, drop_slot)
     if as_json:
         console.print_json({"source": source, "deleted": deleted, "slot_dropped": drop_slot})
         return
     console.out.print(f"connector {source} removed" if deleted else f"there was no connector {source}")
     if not drop_slot:
         console.out.print(
-            f"its slot {one.slot_name} is kept; `livevec connector delete {source} --drop-slot` drops it"
+            f"its slot {chosen.slot_name} is kept; `livevec connector delete {source} --drop-slot` drops it"
         )
 
 

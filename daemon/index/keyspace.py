@@ -6,7 +6,7 @@ node that may be done. So a position names the servers and their slots, and a wa
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,7 +14,10 @@ from redis.asyncio.cluster import RedisCluster
 
 from daemon.index.connection import Client, translated
 from daemon.index.layout import Layout
+from daemon.patience import Patience
 
+KEYS_PER_STEP = 1000
+"""Keys of the whole Redis that one step looks at; few of them may be this version's."""
 _ALONE = ""
 """Name of the one node of a Redis that is no cluster."""
 
@@ -57,16 +60,24 @@ class Keyspace:
         self._pattern = _glob_escaped(f"lv:{layout.pipeline}:{layout.version}:") + "*"
 
     async def beginning(self) -> WalkPosition:
-        """Before the first key."""
+        """Return the position before the first key."""
         with translated():
             nodes = await self._nodes()
             return WalkPosition(await self._servers(nodes), tuple((name, 0) for name in sorted(nodes)))
 
+    async def steps(self, patience: Patience) -> AsyncIterator[WalkStep]:
+        """Give all keys, from the first to the last; Redis is waited for as long as `patience` says."""
+        position = await patience.call("redis", self.beginning)
+        while not position.done:
+            step = await patience.call("redis", self.step, position, KEYS_PER_STEP)
+            position = step.position
+            yield step
+
     async def step(self, position: WalkPosition, count: int) -> WalkStep:
-        """The keys after a position that is not done.
+        """Return the keys after a position that is not done.
 
         Args:
-            count: keys of the whole Redis that one step looks at; few of them may be this version's.
+            count: see KEYS_PER_STEP.
 
         Raises:
             FailureClass: Redis failed.
@@ -84,8 +95,21 @@ class Keyspace:
         texts = [key.decode("utf-8", "replace") for key in keys]
         return WalkStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
 
+    async def remove(self, keys: Sequence[str]) -> None:
+        """Remove keys, whoever wrote them.
+
+        Raises:
+            FailureClass: Redis failed.
+        """
+        if keys:
+            pipe = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipe.execute_command("UNLINK", key)
+            with translated():
+                await pipe.execute()
+
     async def _nodes(self) -> dict[str, dict[str, Any]]:
-        """Of each primary, what sends a command to it."""
+        """Return, for each primary, what sends a command to it."""
         if isinstance(self._client, RedisCluster):
             await self._client.initialize()
             return {node.name: {"target_nodes": node} for node in self._client.get_primaries()}

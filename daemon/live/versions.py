@@ -87,7 +87,9 @@ class LiveVersions:
                 await self._note_given_up()
                 table = await registry.read()
                 if table is None:
-                    continue  # Redis lost it: the position beside the data tells so, and `restore` follows
+                    # Redis lost it; where a position was there before, that tells so, too, and all else follows.
+                    await self._restore(pipeline)
+                    continue
                 await self._follow(pipeline, table)
                 await self._note(registry, pipeline, table, owned)
             used = {(mirror.version.model, mirror.version.dimension) for mirror in self.all()}
@@ -97,9 +99,7 @@ class LiveVersions:
         """Put back what a Redis that went back may have lost: registry, indexes, aliases."""
         self._joined.clear()
         for pipeline in self._parts.config.pipelines:
-            mirrors = self._of(pipeline)
-            active = next(mirror.version.number for mirror in mirrors if mirror.active)
-            await self._restored(pipeline.name, [mirror.version for mirror in mirrors], active)
+            await self._restore(pipeline)
         await self.keep()
 
     async def keep(self) -> None:
@@ -156,6 +156,11 @@ class LiveVersions:
             table = await self._parts.patience.call(reader.part, reader.schema, pipeline.table)
             columns = (*pipeline.columns, *(field.column for field in pipeline.metadata))
             check_columns(pipeline, table, columns)
+
+    async def _restore(self, pipeline: Pipeline) -> None:
+        mirrors = self._of(pipeline)
+        active = next(mirror.version.number for mirror in mirrors if mirror.active)
+        await self._restored(pipeline.name, [mirror.version for mirror in mirrors], active)
 
     async def _restored(self, name: str, versions: list[IndexVersion], active: int) -> VersionTable:
         registry = self._registries[name]

@@ -1,4 +1,4 @@
-"""What Redis holds of documents, read without trusting that it is whole."""
+"""Reads what Redis holds of documents, without trusting that it is whole."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +14,7 @@ from daemon.index.writer import IndexWriter
 
 _SEARCHED_MAX = 500
 """Hashes asked for in one search, which holds up the others."""
+_COUNTED_MAX = 1000
 _BUILDING_POLL_S = 0.2
 # A chunk goes only if the document does not have it: checked and done in one step.
 _PRUNE = """
@@ -76,7 +77,7 @@ class StoredDocuments:
         self.layout = writer.layout
 
     async def read(self, ids: Sequence[str]) -> list[StoredDocument]:
-        """Bookkeeping and chunks of each id; three round trips, so a change in between may show."""
+        """Read bookkeeping and chunks of each id; three round trips, so a change in between may show."""
         stored = await self._writer.lookup(ids)
         counts = await self._pipelined([("HGET", self.layout.bookkeeping(one), "n") for one in ids])
         keys = [
@@ -90,25 +91,31 @@ class StoredDocuments:
         ]
 
     async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
-        """What is kept of each document, in one round trip."""
+        """Read the digests and the number of chunks of each document, in one round trip."""
         commands = [("HMGET", self.layout.bookkeeping(one), "h", "m", "n") for one in ids]
         return [
             Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
             for text, metadata, count in await self._pipelined(commands)
         ]
 
-    async def vector_sizes(self, keys: Sequence[str]) -> list[int]:
-        """Bytes of each hash's vector; 0 where there is none."""
-        found = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
-        return [int(size) for size in found]
+    async def count(self) -> int:
+        """Count the documents; those that change meanwhile may be counted twice or not."""
+        documents = 0
+        async for ids in self._writer.ids(_COUNTED_MAX):
+            documents += sum(held.digests is not None for held in await self.bookkeeping(ids))
+        return documents
 
-    async def chunk_counts(self, ids: Sequence[str]) -> list[int | None]:
-        """How many chunks each document has by its bookkeeping; None where there is none."""
-        found = await self._pipelined([("HGET", self.layout.bookkeeping(one), "n") for one in ids])
-        return [None if count is None else int(count) for count in found]
+    async def vector_sizes(self, keys: Sequence[str]) -> list[int]:
+        """Return the bytes of each hash's vector; 0 where there is none."""
+        sizes = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
+        return [int(size) for size in sizes]
+
+    async def values(self, keys: Sequence[str], field: str) -> list[bytes | None]:
+        """Read one field of each hash; None where there is none."""
+        return await self._pipelined([("HGET", key, field) for key in keys])
 
     async def existing(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each hash is there."""
+        """Return whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
 
     async def info(self) -> IndexInfo | None:
@@ -123,11 +130,11 @@ class StoredDocuments:
         return info
 
     async def searchable(self, keys: Sequence[str]) -> set[str]:
-        """Those of these hashes that a search finds; none where there is no index."""
-        found: set[str] = set()
+        """Return those of these hashes that a search finds; none where there is no index."""
+        searchable: set[str] = set()
         for start in range(0, len(keys), _SEARCHED_MAX):
-            found |= await self._found(keys[start : start + _SEARCHED_MAX])
-        return found
+            searchable |= await self._found(keys[start : start + _SEARCHED_MAX])
+        return searchable
 
     async def _found(self, keys: Sequence[str]) -> set[str]:
         query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
@@ -139,31 +146,27 @@ class StoredDocuments:
         return set(_keys(reply))
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:
-        """Remove hashes of (id, chunk number) beyond those that their document has; answers how many."""
+        """Remove hashes of (id, chunk number) beyond those that their document has; return how many."""
         calls = []
         for identifier, number in hashes:
             bookkeeping = self.layout.bookkeeping(identifier)
             calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.layout.chunk_key(identifier, number), number))
         return sum(cast(Sequence[int], await self._pipelined(calls)))
 
-    async def remove(self, keys: Sequence[str]) -> None:
-        """Remove keys that livevec did not write."""
-        await self._pipelined([("UNLINK", key) for key in keys])
-
     def sorted_out(self, keys: Iterable[str]) -> Keys:
-        """What these keys of the index version are."""
-        found = Keys([], [], [])
+        """Sort keys of the index version by what they are."""
+        sorted_keys = Keys([], [], [])
         for key in keys:
             if key.startswith(self.layout.bookkeeping_prefix):
-                found.documents.append(self.layout.identifier(key))
+                sorted_keys.documents.append(self.layout.identifier(key))
             elif key.startswith(self.layout.documents_prefix):
-                _, _, rest = key.removeprefix(self.layout.documents_prefix).partition("}:")
-                identifier, _, number = rest.rpartition(":")
+                _, _, tail = key.removeprefix(self.layout.documents_prefix).partition("}:")
+                identifier, _, number = tail.rpartition(":")
                 if number.isdecimal() and self.layout.chunk_key(identifier, int(number)) == key:
-                    found.chunks.append((identifier, int(number)))
+                    sorted_keys.chunks.append((identifier, int(number)))
                 else:
-                    found.foreign.append(key)
-        return found
+                    sorted_keys.foreign.append(key)
+        return sorted_keys
 
     async def _pipelined(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         if not commands:
@@ -187,7 +190,7 @@ def _chunk(fields: Mapping[bytes, bytes]) -> StoredChunk | None:
 
 
 def _keys(reply: Any) -> list[str]:
-    """RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
+    """Parse the reply of a search: RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
     if isinstance(reply, Mapping):
         plain = {_text(name): value for name, value in reply.items()}
         return [

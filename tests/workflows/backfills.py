@@ -13,7 +13,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
-from daemon.verify.differences import Report
+from daemon.verify.differences import IndexFindings
 from daemon.verify.session import opened
 from tests.support.mirrored_table import MirroredTable
 from workflows.backfill.contract import Target
@@ -161,7 +161,7 @@ def forget(table: MirroredTable) -> None:
             table.redis.delete(key)
 
 
-async def check(table: MirroredTable, *, vectors: bool = True) -> Report:
+async def check(table: MirroredTable, *, vectors: bool = True) -> IndexFindings:
     """What `livevec verify` finds."""
     async with opened(table.config, table.config.pipelines[0], vectors=vectors) as session:
         return await session.check(lambda *_: None)

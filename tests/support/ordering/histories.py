@@ -268,7 +268,10 @@ class History:
         await self._shell.process.gone()
         for _ in range(self._random.randrange(6)):
             await self._something()
+        committed = self._servers.broker.group(self._shell.config.kafka.group_id).committed
         for partition in self._servers.broker.partitions_of(self._database.topic):
+            if partition not in committed:
+                continue  # that nothing of it was ever read tells nobody that something is gone
             log = self._servers.broker.logs[partition]
             self._servers.broker.forget_before(partition, self._random.randint(log.first, log.end))
 
@@ -296,7 +299,7 @@ class History:
         elif dice < 0.93 and Fault.XID_JUMP in self._faults and not live:
             await self._use_up_xids()
         elif dice < 0.94 and Fault.LONG_PAUSE in self._faults:
-            self._pause()
+            await self._pause()
 
     def _committing(self) -> list[int]:
         transactions = self._model.server.transactions
@@ -313,6 +316,7 @@ class History:
         if not self._shell_has_begun or self._shell.ended:
             return
         script, self._servers.faults.script = self._servers.faults.script, lambda _: None
+        await self._no_call_is_in_flight()
         self._loop.jump(_ANCHOR_INTERVAL_S)
         await asyncio.sleep(0.2)
         self._model.use_up_xids(_XIDS_USED_UP)
@@ -320,8 +324,13 @@ class History:
         await asyncio.sleep(0.2)
         self._servers.faults.script = script
 
-    def _pause(self) -> None:
-        """The machine was suspended. No commit stays invisible for so long."""
+    async def _no_call_is_in_flight(self) -> None:
+        while self._servers.faults.in_flight:
+            await asyncio.sleep(0.001)
+
+    async def _pause(self) -> None:
+        """The machine was suspended. No commit stays invisible for so long, and no call goes on for so long."""
+        await self._no_call_is_in_flight()
         for xid in self._committing():
             self._model.become_visible(xid)
         self._loop.jump(MARKER_TTL_S / 2 + self._random.random() * MARKER_TTL_S)

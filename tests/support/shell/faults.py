@@ -77,6 +77,7 @@ class Faults:
         script: asked for each call; None: nothing happens to it.
         latency_s: asked for how long each call takes.
         calls: all so far; only where `record`.
+        in_flight: calls that have not ended.
     """
 
     def __init__(self, record: bool = False) -> None:
@@ -85,6 +86,7 @@ class Faults:
         self.record = record
         self.calls: list[Call] = []
         self.count = 0
+        self.in_flight = 0
 
     async def call(
         self,
@@ -104,6 +106,15 @@ class Faults:
         self.count += 1
         if self.record:
             self.calls.append(call)
+        self.in_flight += 1
+        try:
+            return await self._made(call, apply, away)
+        finally:
+            self.in_flight -= 1
+
+    async def _made(
+        self, call: Call, apply: Callable[[int | None], T], away: Callable[[bool], Exception]
+    ) -> T:
         before_s = self.latency_s()
         await asyncio.sleep(before_s)
         match self.script(call):
