@@ -73,7 +73,8 @@ def reconcile(
 def _run(config: "Config", pipeline: "Pipeline", order: "ReconcileOrder", wait: bool, as_json: bool) -> None:
     from daemon.cli import flows
     from workflows import client as temporal
-    from workflows.reconcile.workflow import Reconcile, Reconciled, workflow_id
+    from workflows.reconcile.contract import Reconciled
+    from workflows.reconcile.workflow import Reconcile, workflow_id
 
     async def start(client: "Client") -> "WorkflowHandle[Any, Any]":
         return await temporal.start(

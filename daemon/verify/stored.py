@@ -143,7 +143,7 @@ class StoredDocuments:
                 reply = await self._client.execute_command(*query, "INKEYS", len(keys), *keys)
         except IndexMissing:
             return set()
-        return set(_keys(reply))
+        return {_text(hit[b"id"]) for hit in reply[b"results"]}
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:
         """Remove hashes of (id, chunk number) beyond those that their document has; return how many."""
@@ -187,16 +187,6 @@ def _chunk(fields: Mapping[bytes, bytes]) -> StoredChunk | None:
         if name != b"embedding"
     }
     return StoredChunk(plain, fields.get(b"embedding"))
-
-
-def _keys(reply: Any) -> list[str]:
-    """Parse the reply of a search: RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
-    if isinstance(reply, Mapping):
-        plain = {_text(name): value for name, value in reply.items()}
-        return [
-            _text(value) for one in plain["results"] for name, value in one.items() if _text(name) == "id"
-        ]
-    return [_text(key) for key in reply[1:]]
 
 
 def _text(value: object) -> str:

@@ -145,7 +145,7 @@ class Backfill(Controlled):
             if reply is not None:
                 self._update(begun=reply.begun, snapshot=reply.snapshot)
                 seen = reply.blocking
-            self._check_cancelled()
+            self.check_cancelled()
             if reply is not None and reply.snapshot is not None:
                 return
             self._continue_if_long()
@@ -171,7 +171,7 @@ class Backfill(Controlled):
             copied = await self.slice(BackfillActivities.copy, order, _TIMEOUT, f"rows {state.rows:,} and on")
             if copied is not None:
                 self._add(copied, until)
-            self._check_cancelled()
+            self.check_cancelled()
             self._continue_if_long()
 
     def _add(self, copied: Copied, until: Key | None) -> None:
@@ -230,10 +230,6 @@ class Backfill(Controlled):
             return
         state = self._state.model_copy(update={"rate": self.rate, "paused": self.is_paused})
         workflow.continue_as_new(self._order.model_copy(update={"state": state}))
-
-    def _check_cancelled(self) -> None:
-        if self.cancelled:
-            raise asyncio.CancelledError
 
     def _update(self, **changes: object) -> None:
         self._state = self._state.model_copy(update=changes)

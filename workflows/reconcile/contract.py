@@ -71,3 +71,15 @@ class Conclusion(Contract):
     reasons: tuple[str, ...]
     seconds: float
     tally: Tally
+
+
+class Reconciled(Conclusion):
+    """What a reconcile came to; `backfilled`: a full backfill went first and dealt with the reasons."""
+
+    version: int
+    backfilled: bool
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is different, and no reason is left."""
+        return not self.tally.left and (self.backfilled or not self.reasons)

@@ -19,11 +19,11 @@ from daemon.verify.sides import Key
 from workflows.backfill.contract import Target
 from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult
 from workflows.control import Controlled
-from workflows.progress import Contract, Progress, left_s
+from workflows.progress import ENDED, Contract, Progress, left_s
 from workflows.reconcile.activities import ReconcileActivities
-from workflows.reconcile.contract import Conclusion, KeysOrder, RangeOrder, ReconcilePlan, Subject
+from workflows.reconcile.contract import KeysOrder, RangeOrder, Reconciled, ReconcilePlan, Subject
 
-PLANNING, BACKFILLING, CHECKING, ENDED = "planning", "backfilling", "checking", "ended"
+PLANNING, BACKFILLING, CHECKING = "planning", "backfilling", "checking"
 _TIMEOUT = timedelta(minutes=10)
 _TIMEOUT_CHECK = timedelta(days=2)
 _PARALLEL = 2
@@ -42,29 +42,6 @@ class ReconcileOrder(Contract):
     rate: float | None = None
     parallel: int = _PARALLEL
     told: bool = True
-
-
-class Reconciled(Contract):
-    """What a reconcile came to.
-
-    Attributes:
-        reasons: why a reconcile was due at its start.
-        backfilled: a full backfill went first and dealt with them.
-        tally: what was seen, found, mended and left.
-    """
-
-    pipeline: str
-    version: int
-    repair: bool
-    reasons: tuple[str, ...]
-    backfilled: bool
-    seconds: float
-    tally: Tally
-
-    @property
-    def ok(self) -> bool:
-        """Nothing is different, and no reason is left."""
-        return not self.tally.left and (self.backfilled or not self.reasons)
 
 
 def workflow_id(subject: Subject) -> str:
@@ -112,7 +89,7 @@ class Reconcile(Controlled):
             tally=self._tally,
         )
         if order.told:
-            await self._conclude(result)
+            await self.step(ReconcileActivities.conclude, result, _TIMEOUT, "metrics and log")
         self._tell(ENDED)
         return result
 
@@ -152,7 +129,7 @@ class Reconcile(Controlled):
             if checked is not None:
                 after = checked.after
                 self._add(checked.tally)
-            self._check_cancelled()
+            self.check_cancelled()
             if checked is not None and checked.ended:
                 return
 
@@ -168,26 +145,12 @@ class Reconcile(Controlled):
             if checked is not None:
                 position = checked.position
                 self._add(checked.tally)
-            self._check_cancelled()
+            self.check_cancelled()
             if checked is not None and checked.ended:
                 return
 
-    async def _conclude(self, result: Reconciled) -> None:
-        conclusion = Conclusion(
-            pipeline=result.pipeline,
-            repair=result.repair,
-            reasons=result.reasons,
-            seconds=result.seconds,
-            tally=result.tally,
-        )
-        await self.step(ReconcileActivities.conclude, conclusion, _TIMEOUT, "metrics and log")
-
     def _share(self) -> float | None:
         return None if self.rate is None else self.rate / self._parallel
-
-    def _check_cancelled(self) -> None:
-        if self.cancelled:
-            raise asyncio.CancelledError
 
     def _add(self, tally: Tally) -> None:
         self._tally = self._tally.plus(tally)
