@@ -31,7 +31,7 @@ class Controlled:
 
     Updates for programs, validated: `pause`, `resume`, `throttle`. Signals of the same names for people in the UI.
     Each of these cancels a long activity: it then ends with what it has done so far, and is started again from there
-    when, and as fast as, it may go on.
+    when, and as fast as, it may go on. `run` raises ApplicationError where a person has to act first, and says how.
     """
 
     def __init__(self) -> None:

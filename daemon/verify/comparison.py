@@ -73,15 +73,25 @@ class RowComparison:
             for identifier, document in documents.items()
         }
         vectors: list[tuple[str, str, bytes]] = []
-        for identifier, chunk in self._judged(wanted, documents):
-            if chunk.vector is not None and len(chunk.vector) == self._sides.vector_bytes:
-                vectors.append((identifier, chunk.fields.get("text", ""), chunk.vector))
-            else:
-                differences[identifier].add(Difference.WRONG_VECTOR)
+        held: dict[str, str] = {}
+        stored = self._sides.stored
+        for identifier, document in documents.items():
+            if wanted[identifier] is None:
+                continue
+            for number, chunk in enumerate(document.chunks):
+                if chunk is None:
+                    continue
+                held[stored.layout.chunk_key(identifier, number)] = identifier
+                if chunk.vector is not None and len(chunk.vector) == self._sides.vector_bytes:
+                    vectors.append((identifier, chunk.fields.get("text", ""), chunk.vector))
+                else:
+                    differences[identifier].add(Difference.WRONG_VECTOR)
         for identifier in await self._wrong_vectors(vectors):
             differences[identifier].add(Difference.WRONG_VECTOR)
-        for identifier in await self._not_indexed(wanted, documents):
-            differences[identifier].add(Difference.NOT_INDEXED)
+        searchable = await stored.searchable(list(held))
+        for key, identifier in held.items():
+            if key not in searchable:
+                differences[identifier].add(Difference.NOT_INDEXED)
         return {
             identifier: Look(
                 frozenset(differences[identifier]),
@@ -110,14 +120,6 @@ class RowComparison:
         except RejectRow as error:
             return error
 
-    def _judged(
-        self, wanted: Mapping[str, Wanted], documents: Mapping[str, StoredDocument]
-    ) -> Iterable[tuple[str, StoredChunk]]:
-        """Give the chunks that are there, of documents that have a row."""
-        for identifier, document in documents.items():
-            if wanted[identifier] is not None:
-                yield from ((identifier, chunk) for chunk in document.chunks if chunk is not None)
-
     def _of_row(self, identifier: str, wanted: Wanted, document: StoredDocument) -> set[Difference]:
         if wanted is None:
             return {Difference.ORPHANED} if document.present else set()
@@ -141,21 +143,6 @@ class RowComparison:
         ):
             differences.add(Difference.STALE)
         return differences
-
-    async def _not_indexed(
-        self, wanted: Mapping[str, Wanted], documents: Mapping[str, StoredDocument]
-    ) -> set[str]:
-        """Return the documents of which a search does not find every chunk that Redis holds."""
-        stored = self._sides.stored
-        held = {
-            stored.layout.chunk_key(identifier, number): identifier
-            for identifier, document in documents.items()
-            if wanted[identifier] is not None
-            for number, chunk in enumerate(document.chunks)
-            if chunk is not None
-        }
-        searchable = await stored.searchable(list(held))
-        return {identifier for key, identifier in held.items() if key not in searchable}
 
     async def _still_surplus(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> set[str]:
         stored = self._sides.stored

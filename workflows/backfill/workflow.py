@@ -110,11 +110,7 @@ class Backfill(Controlled):
 
     @workflow.run
     async def run(self, order: BackfillOrder) -> BackfillResult:
-        """Run the backfill; see the module.
-
-        Raises:
-            ApplicationError: a person has to act first; the message says how.
-        """
+        """Run the backfill; see the module."""
         try:
             plan = self._state.plan or await self._plan()
             if self._state.snapshot is None:

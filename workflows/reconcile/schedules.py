@@ -1,7 +1,7 @@
 """Temporal Schedules that start reconciles, one for each pipeline.
 
 The worker keeps those that daemon.toml asks for; one that a person made with `livevec reconcile --schedule` takes
-their place and is left alone.
+their place and is left alone. Each coroutine here raises WorkflowError where Temporal refuses.
 """
 
 import re
@@ -115,12 +115,7 @@ def _schedule(
 
 
 async def put(client: Client, config: Config, pipeline: Pipeline, when: str, order: ReconcileOrder) -> None:
-    """Make or replace a pipeline's schedule, as a person asks for it.
-
-    Raises:
-        ConfigError: `when` is no schedule, or the pipeline has no table.
-        WorkflowError: Temporal refuses.
-    """
+    """Make or replace a pipeline's schedule; raise ConfigError where `when` is none, or the pipeline has no table."""
     if not isinstance(config.source(pipeline.source), PostgresSource):
         raise ConfigError(
             f"pipeline {pipeline.name!r} mirrors a topic of events: there is no table to compare it with"
@@ -130,11 +125,7 @@ async def put(client: Client, config: Config, pipeline: Pipeline, when: str, ord
 
 
 async def remove(client: Client, pipeline: str) -> bool:
-    """Remove a pipeline's schedule; return whether there was one.
-
-    Raises:
-        WorkflowError: Temporal refuses.
-    """
+    """Remove a pipeline's schedule; return whether there was one."""
     try:
         await client.get_schedule_handle(schedule_id(pipeline)).delete()
     except RPCError as error:
@@ -145,11 +136,7 @@ async def remove(client: Client, pipeline: str) -> bool:
 
 
 async def scheduled(client: Client, pipeline: str) -> Scheduled | None:
-    """Return a pipeline's schedule; None: it has none.
-
-    Raises:
-        WorkflowError: Temporal refuses.
-    """
+    """Return a pipeline's schedule; None: it has none."""
     described = await _described(client, pipeline)
     if described is None:
         return None
@@ -170,11 +157,7 @@ async def scheduled(client: Client, pipeline: str) -> Scheduled | None:
 
 
 async def keep(client: Client, config: Config) -> None:
-    """Make Temporal's schedules those that daemon.toml asks for; may be repeated, by several workers at once.
-
-    Raises:
-        WorkflowError: Temporal refuses.
-    """
+    """Make Temporal's schedules those that daemon.toml asks for; may be repeated, by several workers at once."""
     for pipeline in config.pipelines:
         if not isinstance(config.source(pipeline.source), PostgresSource):
             continue
@@ -183,8 +166,7 @@ async def keep(client: Client, config: Config) -> None:
         if described is not None and not note.endswith(f"({_FROM_FILE})"):
             continue
         if not pipeline.reconcile_every_s:
-            if described is not None:
-                await remove(client, pipeline.name)
+            if await remove(client, pipeline.name):
                 log.info("reconcile_unscheduled", pipeline=pipeline.name)
             continue
         wanted = (

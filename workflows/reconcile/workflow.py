@@ -67,11 +67,7 @@ class Reconcile(Controlled):
 
     @workflow.run
     async def run(self, order: ReconcileOrder) -> Reconciled:
-        """Run the reconcile; see the module.
-
-        Raises:
-            ApplicationError: a person has to act first; the message says how.
-        """
+        """Run the reconcile; see the module."""
         began_s = workflow.time()
         self._tell(PLANNING)
         plan = await self.step(ReconcileActivities.plan, self._subject, _TIMEOUT, "look at table and index")

@@ -12,7 +12,7 @@ from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, document_id
 from daemon.index.writer import IndexWriter
 from daemon.verify.comparison import RowComparison
-from daemon.verify.looks import LookPace, SecondLooks
+from daemon.verify.looks import SecondLooks
 from daemon.verify.pace import Interruption
 from daemon.verify.sides import Sides
 from workflows.interruption import interruptible
@@ -92,7 +92,7 @@ class ReindexGateActivities:
                 reader, table = projection.reader, projection.table
                 bounds = await self._call(reader.part, reader.key_ranges, table, _ROWS_LOOKED_AT + 1)
                 ids = {document_id(key) for key in bounds}
-                looks = SecondLooks(RowComparison(Sides(projection, vectors=False)), LookPace(_LAG_S))
+                looks = SecondLooks(RowComparison(Sides(projection, vectors=False)), _LAG_S)
                 differing = await looks.settle(ids, {})
                 assert differing is not None, "nothing stops it"
                 kinds = Counter(kind.value for shown in differing.values() for kind in shown)

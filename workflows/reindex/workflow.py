@@ -67,11 +67,7 @@ class Reindex(ReindexControl):
 
     @workflow.run
     async def run(self, order: ReindexOrder) -> Reindexed:
-        """Run the reindex; see the module.
-
-        Raises:
-            ApplicationError: a person has to act first; the message says how.
-        """
+        """Run the reindex; see the module."""
         self.tell(PLANNING)
         plan_order = PlanOrder(pipeline=order.pipeline, changes=order.changes, force=order.force)
         plan = await self.step(ReindexActivities.plan, plan_order, TIMEOUT, "look whether it can be made")
