@@ -4,7 +4,6 @@ What Temporal refuses, and what a workflow fails with, is raised as WorkflowErro
 """
 
 import asyncio
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from datetime import timedelta
@@ -199,10 +198,11 @@ def rpc_failure(workflow_id: str, error: RPCError) -> WorkflowError:
 
 async def progress(handle: WorkflowHandle[Any, Any]) -> Progress | None:
     """Return the answer of its `progress` query; None while no worker answers."""
-    with contextlib.suppress(WorkflowError):
+    try:
         answer: Progress = await query(handle, "progress", result_type=Progress, timeout_s=_PROGRESS_S)
-        return answer
-    return None
+    except WorkflowError:
+        return None
+    return answer
 
 
 async def progress_now(

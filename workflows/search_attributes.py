@@ -26,7 +26,6 @@ async def ensure(client: Client) -> None:
     Raises:
         WorkflowError: they cannot be read or added; says with which command a person adds them.
     """
-    missing = dict[str, "IndexedValueType.ValueType"]()
     service = client.operator_service
     try:
         known = await service.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))

@@ -90,7 +90,8 @@ class Mender:
             written = await self._lane.project(rows, rewrite=differing.keys())
             outcomes = added(outcomes, {outcome.value: count for outcome, count in written.items()})
         stored = self._sides.stored
-        pruned = await stored.prune([(one, number) for one in differing for number in surplus.get(one, ())])
+        hashes = [(document, number) for document in differing for number in surplus.get(document, ())]
+        pruned = await stored.prune(hashes)
         await stored.keyspace.remove(foreign)
         await self._durability.reached()
         return Tally(outcomes=outcomes, pruned=pruned + len(foreign))

@@ -133,17 +133,15 @@ class StoredDocuments:
         """Return those of these hashes that a search finds; none where there is no index."""
         searchable: set[str] = set()
         for start in range(0, len(keys), _SEARCHED_MAX):
-            searchable |= await self._found(keys[start : start + _SEARCHED_MAX])
+            part = keys[start : start + _SEARCHED_MAX]
+            query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(part))
+            try:
+                with translated():
+                    reply = await self._client.execute_command(*query, "INKEYS", len(part), *part)
+            except IndexMissing:
+                return set()
+            searchable |= {hit[b"id"].decode("utf-8", "replace") for hit in reply[b"results"]}
         return searchable
-
-    async def _found(self, keys: Sequence[str]) -> set[str]:
-        query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
-        try:
-            with translated():
-                reply = await self._client.execute_command(*query, "INKEYS", len(keys), *keys)
-        except IndexMissing:
-            return set()
-        return {_text(hit[b"id"]) for hit in reply[b"results"]}
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:
         """Remove hashes of (id, chunk number) beyond those that their document has; return how many."""
@@ -187,7 +185,3 @@ def _chunk(fields: Mapping[bytes, bytes]) -> StoredChunk | None:
         if name != b"embedding"
     }
     return StoredChunk(plain, fields.get(b"embedding"))
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -12,7 +12,7 @@ from daemon.verify.sides import Key
 from workflows.backfill.activities import LOOKING_S, BackfillActivities
 from workflows.backfill.contract import BackfillPlan, BarrierLook, Closing, CopyOrder, Target
 from workflows.control import Controlled
-from workflows.progress import ENDED, Contract, Progress, left_s
+from workflows.progress import ENDED, Contract, estimated
 
 PLANNING, WAITING, COPYING, SWEEPING = "planning", "waiting", "copying", "sweeping"
 _ROWS_PER_READ_FIRST = 256
@@ -200,9 +200,8 @@ class Backfill(Controlled):
                 reasons=plan.reasons,
                 marks=plan.marks,
             )
-            swept = (
-                await self.step(BackfillActivities.close, closing, _TIMEOUT_SWEEP, "remove orphans")
-            ).removed
+            done = await self.step(BackfillActivities.close, closing, _TIMEOUT_SWEEP, "remove orphans")
+            swept = done.removed
         elif self._target.full:
             note = (
                 f"{state.unreadable} rows could not be read (see the dead letters), so orphans were left: correct "
@@ -233,16 +232,9 @@ class Backfill(Controlled):
     def _tell(self, phase: str, note: str = "") -> None:
         state = self._state
         total = max(state.plan.total, state.rows) if state.plan else None
-        progress = Progress(
-            phase=phase,
-            done=state.rows,
-            total=total,
-            rate_per_s=self._rate_shown if phase == COPYING else None,
-            left_s=left_s(state.rows, total, self._rate_shown) if phase == COPYING else None,
-            note=note or state.note,
-        )
+        rate = self._rate_shown if phase == COPYING else None
         self.show(
-            progress,
+            estimated(phase, state.rows, total, rate, note or state.note),
             throttled_to=f"{self.rate:g} rows a second" if self.rate else None,
             up_to_key="/".join(state.after) if state.after else None,
             unreadable_rows=state.unreadable,

@@ -19,7 +19,7 @@ from daemon.verify.sides import Key
 from workflows.backfill.contract import Target
 from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult
 from workflows.control import Controlled
-from workflows.progress import ENDED, Contract, Progress, left_s
+from workflows.progress import ENDED, Contract, estimated
 from workflows.reconcile.activities import ReconcileActivities
 from workflows.reconcile.contract import KeysOrder, RangeOrder, Reconciled, ReconcilePlan, Subject
 
@@ -159,16 +159,8 @@ class Reconcile(Controlled):
         if phase == CHECKING and tally.rows and workflow.time() > self._checking_since_s:
             rate = tally.rows / (workflow.time() - self._checking_since_s)
         total = max(self._rows, tally.rows) or None
-        progress = Progress(
-            phase=phase,
-            done=tally.rows,
-            total=total,
-            rate_per_s=rate,
-            left_s=left_s(tally.rows, total, rate),
-            note=note,
-        )
         self.show(
-            progress,
+            estimated(phase, tally.rows, total, rate, note),
             documents_in_redis=tally.documents,
             rows_refused=tally.refused,
             **{f"found {name}": count for name, count in tally.found.items()},

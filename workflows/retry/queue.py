@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from workflows.retry.contract import (
     Attempt,
-    Complaint,
     Fed,
     Feed,
     GivenUp,
@@ -97,7 +96,7 @@ class RetryQueue:
             if self._is_new(letter):
                 self.taken += 1
                 self._take(letter, now_s)
-        self._complain(feed.complaints)
+        self._complaints |= {complaint.reason: complaint for complaint in feed.complaints}
 
     def _is_new(self, letter: Letter) -> bool:
         place = letter.place
@@ -117,10 +116,6 @@ class RetryQueue:
         if before is not None and before.round:
             held.round, held.next_at_s = before.round, now_s
         self._held[letter.name] = held
-
-    def _complain(self, complaints: Sequence[Complaint]) -> None:
-        for complaint in complaints:
-            self._complaints[complaint.reason] = complaint
 
     # ---- tries
 
@@ -146,7 +141,7 @@ class RetryQueue:
                 continue
             self._settle(held, result, now_s)
             if result.complaint is not None:
-                self._complain((result.complaint,))
+                self._complaints[result.complaint.reason] = result.complaint
 
     def _settle(self, held: Held, tried: Tried, now_s: float) -> None:
         outcome = tried.outcome
@@ -169,13 +164,10 @@ class RetryQueue:
     def _verdict(self, held: Held, outcome: TryOutcome, now_s: float) -> GivenUp | None:
         if outcome is TryOutcome.GONE:
             return GivenUp.RECORD_GONE
-        if outcome is TryOutcome.TOO_OLD:
-            return GivenUp.AGE
-        if held.attempts >= self.policy.attempts_max:
+        if outcome is not TryOutcome.TOO_OLD and held.attempts >= self.policy.attempts_max:
             return GivenUp.ATTEMPTS
-        if now_s - held.letter.at_s > self.policy.give_up_after_s:
-            return GivenUp.AGE
-        return None
+        is_old = now_s - held.letter.at_s > self.policy.give_up_after_s
+        return GivenUp.AGE if is_old or outcome is TryOutcome.TOO_OLD else None
 
     def _pause_s(self, tries: int) -> float:
         """Return a pause that doubles with each try; half of it is random, so that rows that failed together part."""

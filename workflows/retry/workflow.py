@@ -3,6 +3,7 @@
 `livevec worker` feeds it (feeder.py); a person hastens, drops and looks with `livevec retry`.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -89,10 +90,8 @@ class Retry(Controlled):
     async def _wait(self, at_most: timedelta) -> None:
         """Wait so long, or until something came in."""
         news = self._news
-        try:
+        with suppress(TimeoutError):
             await workflow.wait_condition(lambda: self._news != news, timeout=at_most)
-        except TimeoutError:
-            return
 
     def _tell(self, phase: str) -> None:
         queue = self._queue
