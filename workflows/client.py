@@ -210,17 +210,12 @@ async def progress_now(
 ) -> Progress | None:
     """Return `progress`, with what the running activity has done since it began."""
     answer = await progress(handle)
-    return None if answer is None else beating(answer, await _beat(handle, description))
-
-
-async def _beat(handle: WorkflowHandle[Any, Any], description: WorkflowExecutionDescription) -> Beat | None:
     for pending in description.raw_description.pending_activities:
         payloads = pending.heartbeat_details.payloads
-        if len(payloads) > 1:
-            converter = description.data_converter
-            _, beat = await converter.decode(payloads[:2], [object, Beat])
-            return Beat.model_validate(beat)
-    return None
+        if answer is not None and len(payloads) > 1:
+            _, beat = await description.data_converter.decode(payloads[:2], [object, Beat])
+            return beating(answer, Beat.model_validate(beat))
+    return answer
 
 
 async def follow(

@@ -147,12 +147,7 @@ class Controlled:
                 # This workflow, while the activity was already ending for a pause.
                 self.cancelled = True
                 await workflow.wait_condition(handle.done)
-        try:
-            return await handle
-        except BaseException as error:
-            if is_cancelled_exception(error):
-                return None
-            raise
+        return await ended(handle)
 
     def check_cancelled(self) -> None:
         """Raise CancelledError where this workflow was cancelled during a `slice`."""

@@ -66,8 +66,7 @@ def deployment(settings: WorkerSettings) -> WorkerDeploymentConfig | None:
 async def make_current(client: Client, version: WorkerDeploymentVersion) -> None:
     """Let workflows run on this build; wait until Temporal has heard of it, by the worker's first poll.
 
-    Raises:
-        WorkflowError: Temporal refuses.
+    It raises WorkflowError where Temporal refuses.
     """
     request = SetWorkerDeploymentCurrentVersionRequest(
         namespace=client.namespace,

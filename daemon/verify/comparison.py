@@ -103,15 +103,19 @@ class RowComparison:
     async def look_again(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> dict[str, Look]:
         """Find all differences of these documents, from the rows as they are now.
 
-        Args:
-            surplus: numbers of chunks that may be beyond those that a document has, by document.
+        `surplus`: numbers of chunks that may be beyond those that a document has, by document.
         """
         rows = {identifier: row for identifier, _, row in await self._sides.reread(ids)}
         looks = await self.looks(self.rendered(rows))
-        for identifier in await self._still_surplus(ids, surplus):
-            # Hashes of a document without a row are orphans.
-            kind = Difference.ORPHANED if rows[identifier] is None else Difference.SURPLUS_CHUNKS
-            looks[identifier] = Look(looks[identifier].differences | {kind}, looks[identifier].version)
+        stored = self._sides.stored
+        hashes = [(identifier, number) for identifier in ids for number in surplus.get(identifier, ())]
+        kept = dict(zip(ids, await stored.bookkeeping(ids), strict=True))
+        there = await stored.existing([stored.layout.chunk_key(*place) for place in hashes])
+        for (identifier, number), exists in zip(hashes, there, strict=True):
+            if exists and number >= kept[identifier].chunks:
+                # Hashes of a document without a row are orphans.
+                kind = Difference.ORPHANED if rows[identifier] is None else Difference.SURPLUS_CHUNKS
+                looks[identifier] = Look(looks[identifier].differences | {kind}, looks[identifier].version)
         return looks
 
     def _render(self, row: Row) -> Document | RejectRow:
@@ -143,21 +147,6 @@ class RowComparison:
         ):
             differences.add(Difference.STALE)
         return differences
-
-    async def _still_surplus(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> set[str]:
-        stored = self._sides.stored
-        hashes = [
-            (identifier, number) for identifier in ids for number in sorted(surplus.get(identifier, ()))
-        ]
-        kept = dict(zip(ids, await stored.bookkeeping(ids), strict=True))
-        there = await stored.existing(
-            [stored.layout.chunk_key(identifier, number) for identifier, number in hashes]
-        )
-        return {
-            identifier
-            for (identifier, number), exists in zip(hashes, there, strict=True)
-            if exists and number >= kept[identifier].chunks
-        }
 
     async def _wrong_vectors(self, vectors: Sequence[tuple[str, str, bytes]]) -> set[str]:
         """Return the ids of which a stored vector is not the embedding of the stored text."""

@@ -47,12 +47,7 @@ class SecondLooks:
         surplus: Mapping[str, Iterable[int]],
         stop: Callable[[], bool] = lambda: False,
     ) -> Differences | None:
-        """Return what stayed different, by document; None: stopped before that was known.
-
-        Args:
-            surplus: see `RowComparison.look_again`.
-            stop: asked before each look.
-        """
+        """Return what stayed different, by document; None: `stop`, asked before each look, said so earlier."""
         before: dict[str, _Seen] = {}
         differing: dict[str, frozenset[Difference]] = {}
         left = sorted(suspects)

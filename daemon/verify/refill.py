@@ -176,11 +176,7 @@ class _Read:
 
 
 class Copier:
-    """Copies rows until the range or the time is over, or until asked to end.
-
-    Args:
-        begun: where an earlier attempt was.
-    """
+    """Copies rows until the range or the time is over, or until asked to end; `begun`: where an earlier attempt was."""
 
     def __init__(
         self, projection: Projection, lane: SlowLane, durability: Durability, order: KeyRange, begun: Copied
@@ -198,11 +194,7 @@ class Copier:
         self._before = begun.rows
 
     async def run(self, interruption: Interruption) -> Copied:
-        """Return what was copied; all of it is on disk.
-
-        Raises:
-            FailureClass: a part failed; `copied` is where to go on from.
-        """
+        """Return what was copied, all of it on disk; where FailureClass is raised, go on from `copied`."""
         steps: deque[tuple[_Read, asyncio.Task[Counter[Outcome]]]] = deque()
         reading = asyncio.ensure_future(self._read(self.copied.after))
         limit_s = float("inf") if self._order.limit_s is None else self._order.limit_s

@@ -9,7 +9,6 @@ from daemon.core.plan import Stored
 from daemon.index import schema
 from daemon.index.connection import Client, IndexMissing, translated
 from daemon.index.keyspace import Keyspace
-from daemon.index.schema import IndexInfo
 from daemon.index.writer import IndexWriter
 
 _SEARCHED_MAX = 500
@@ -118,16 +117,11 @@ class StoredDocuments:
         """Return whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
 
-    async def info(self) -> IndexInfo | None:
-        """Return what the index says of itself; None where there is no index."""
-        return await schema.info(self._client, self.layout.index)
-
-    async def built(self, on_wait: Callable[[int], None]) -> IndexInfo | None:
+    async def built(self, on_wait: Callable[[int], None]) -> None:
         """Wait until an index that was just made covers what was there before."""
-        while (info := await self.info()) is not None and info.building:
+        while (info := await schema.info(self._client, self.layout.index)) is not None and info.building:
             on_wait(info.documents)
             await asyncio.sleep(_BUILDING_POLL_S)
-        return info
 
     async def searchable(self, keys: Sequence[str]) -> set[str]:
         """Return those of these hashes that a search finds; none where there is no index."""

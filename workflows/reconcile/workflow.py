@@ -115,7 +115,8 @@ class Reconcile(Controlled):
 
     async def _range(self, after: Key | None, until: Key | None) -> None:
         """Check one key range, in as many activities as pauses and throttles make of it."""
-        while True:
+        ended = False
+        while not ended:
             async with self._places:
                 await self.unpaused()
                 order = RangeOrder(subject=self._subject, after=after, until=until, rate=self._share())
@@ -123,27 +124,23 @@ class Reconcile(Controlled):
                     ReconcileActivities.check_range, order, _TIMEOUT_CHECK, f"rows {_named(after, until)}"
                 )
             if checked is not None:
-                after = checked.after
+                after, ended = checked.after, checked.ended
                 self._add(checked.tally)
             self.check_cancelled()
-            if checked is not None and checked.ended:
-                return
 
     async def _keys(self) -> None:
         """Check all keys that Redis has; beside the ranges, since it is one long walk."""
-        position = None
-        while True:
+        position, ended = None, False
+        while not ended:
             await self.unpaused()
             order = KeysOrder(subject=self._subject, position=position, rate=self._share())
             checked = await self.slice(
                 ReconcileActivities.check_keys, order, _TIMEOUT_CHECK, "keys in Redis without a row"
             )
             if checked is not None:
-                position = checked.position
+                position, ended = checked.position, checked.ended
                 self._add(checked.tally)
             self.check_cancelled()
-            if checked is not None and checked.ended:
-                return
 
     def _share(self) -> float | None:
         return None if self.rate is None else self.rate / self._parallel

@@ -180,8 +180,7 @@ class ReindexActivities:
     async def watch(self, watch: GapWatch) -> Watched:
         """Return when the version is not known to be whole any more, or after an hour.
 
-        Raises:
-            ConfigError: the daemon cannot write to it any more.
+        It raises ConfigError where the daemon cannot write to it any more.
         """
 
         async def work(interruption: Interruption) -> Watched:
@@ -336,21 +335,14 @@ def _gap(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
 
 
 def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
-    """Return the same, once each setting was checked as if it were in daemon.toml.
-
-    Raises:
-        ConfigError: a setting is not allowed; says which.
-    """
+    """Check each setting as if it were in daemon.toml; raise ConfigError, which names it, where one is not allowed."""
     try:
-        IndexSettings.model_validate(
-            {name: getattr(wanted, name) for name in ("m", "ef_construction", "metric", "type")}
-        )
+        names = ("m", "ef_construction", "metric", "type")
+        IndexSettings.model_validate({name: getattr(wanted, name) for name in names})
         wanted.pipeline(pipeline)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
-            for problem in error.errors()
-        ]
+        places = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors()]
+        problems = [f"{place or 'settings'}: {message}" for place, message in places]
         raise ConfigError("; ".join(problems)) from None
     if wanted.dimension < 1:
         raise ConfigError(f"dimension: {wanted.dimension} is no length of a vector")

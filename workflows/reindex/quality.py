@@ -24,11 +24,7 @@ _EQUAL = 1e-6
 
 
 class QualityCheck:
-    """Measures the new version, which `projection` leads to, beside an old one.
-
-    Attributes:
-        vectors: that were compared so far.
-    """
+    """Measures the new version, which `projection` leads to, beside an old one; `vectors`: compared so far."""
 
     def __init__(self, resources: Resources, projection: Projection, old: IndexVersion) -> None:
         self.vectors = 0
@@ -41,11 +37,7 @@ class QualityCheck:
         self._stored = StoredDocuments(projection.client, projection.writer)
 
     async def run(self) -> Quality:
-        """Measure.
-
-        Raises:
-            FailureClass: a part failed.
-        """
+        """Measure; raise FailureClass where a part failed."""
         queries = await self._sampled()
         if not queries:
             return Quality()

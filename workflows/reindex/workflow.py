@@ -87,9 +87,6 @@ class Reindex(ReindexControl):
         await workflow.wait_condition(workflow.all_handlers_finished)
         if self._is_cancelled:
             raise asyncio.CancelledError
-        return self._result(plan, swapped)
-
-    def _result(self, plan: ReindexPlan, swapped: bool) -> Reindexed:
         done = self._backfilled
         outcome = "activated" if swapped else "rejected"
         return Reindexed(

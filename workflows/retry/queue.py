@@ -127,11 +127,14 @@ class RetryQueue:
         """Return what is to be tried now, longest overdue first."""
         due = sorted((held for held in self if held.next_at_s <= now_s), key=lambda held: held.next_at_s)
         called = within((held.letter for held in due), count_max)
-        return tuple(Attempt(held.letter, self._only_looked_at(held)) for held in due[: len(called)])
-
-    def _only_looked_at(self, held: Held) -> bool:
-        waits = held.given_up is not None or held.letter.reason in self.policy.wait_for_change
-        return waits and not held.round
+        waits_for_change = self.policy.wait_for_change
+        return tuple(
+            Attempt(
+                held.letter,
+                look=not held.round and bool(held.given_up or held.letter.reason in waits_for_change),
+            )
+            for held in due[: len(called)]
+        )
 
     def settle(self, tried: Sequence[Tried], now_s: float) -> None:
         """Take the results of attempts; a document that got a newer letter meanwhile stays."""
