@@ -113,13 +113,11 @@ class Resources:
     ) -> AsyncIterator[Projection]:
         """Give the projection of a table into an index version, shared with other activities.
 
+        It raises what `daemon.projection.build.opened` raises.
+
         Args:
             version: None: the one that readers see now; its number is in what this gives.
             fresh: open it anew, to see the table and the registry as they are now.
-
-        Raises:
-            ConfigError: see `daemon.projection.build.opened`.
-            FailureClass: a part failed.
         """
         async with self._shared(pipeline, version, opened, fresh) as projection:
             yield projection

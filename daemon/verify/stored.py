@@ -91,7 +91,7 @@ class StoredDocuments:
 
     async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
         """Read the digests and the number of chunks of each document, in one round trip."""
-        commands = [("HMGET", self.layout.bookkeeping(one), "h", "m", "n") for one in ids]
+        commands = [("HMGET", self.layout.bookkeeping(identifier), "h", "m", "n") for identifier in ids]
         return [
             Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
             for text, metadata, count in await self._pipelined(commands)
@@ -115,7 +115,7 @@ class StoredDocuments:
 
     async def existing(self, keys: Sequence[str]) -> list[bool]:
         """Return whether each hash is there."""
-        return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
+        return [bool(count) for count in await self._pipelined([("EXISTS", key) for key in keys])]
 
     async def built(self, on_wait: Callable[[int], None]) -> None:
         """Wait until an index that was just made covers what was there before."""

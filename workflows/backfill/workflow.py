@@ -70,12 +70,10 @@ class BackfillResult(Contract):
     """What a backfill did.
 
     Attributes:
-        rows: read.
         outcomes: of the rows: embedded, metadata, unchanged, superseded (a newer change was there), dead_lettered.
         swept: orphans and old markers removed; None: it was not a full backfill, or rows could not be read.
         unreadable: rows that could not be read; in the dead letters.
         reasons: why a reconcile had been due; dealt with now.
-        note: what a person should know.
     """
 
     pipeline: str
@@ -187,8 +185,7 @@ class Backfill(Controlled):
 
     async def _close(self, plan: BackfillPlan) -> BackfillResult:
         state = self._state
-        swept: int | None = None
-        note = state.note
+        swept, note = None, state.note
         if self._target.full and not state.unreadable and not state.skipped:
             self._tell(SWEEPING)
             await self.unpaused()

@@ -1,11 +1,11 @@
 """What one asks and tells a reindex while it runs: its status, approval, rejection, rollback."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from daemon.index.registry import IndexVersion
 from workflows.control import Controlled
 from workflows.progress import ENDED, Progress, duration
 from workflows.reindex.activities import ReindexActivities
@@ -156,5 +156,5 @@ class ReindexControl(Controlled):
         self.show(Progress(phase=phase, note=note), **facts)
 
 
-def _named(version: Any) -> str:
+def _named(version: IndexVersion) -> str:
     return f"{version.number} ({version.model}, {version.dimension}, m {version.m}, {version.type})"

@@ -63,9 +63,8 @@ class ReindexGateActivities:
                     await asyncio.sleep(_LOOK_AGAIN_S)
                     suspects = await self._call("redis", lacking, sorted(suspects))
                     looks -= 1
-                return Behind(
-                    documents=seen, behind=len(suspects), examples=tuple(sorted(suspects)[:_EXAMPLES])
-                )
+                examples = tuple(sorted(suspects)[:_EXAMPLES])
+                return Behind(documents=seen, behind=len(suspects), examples=examples)
 
         return await interruptible(work, lambda: (None, Beat(done=seen)))
 

@@ -211,10 +211,7 @@ def version_of(letter: Letter) -> Version | None:
 
 
 def too_early(attempt: Attempt, snapshot: SnapshotVersion) -> bool:
-    """Return whether the row that was read is not yet the one that was refused.
-
-    A commit is in the log before it is visible.
-    """
+    """Return whether the row that was read is not yet the refused one: a commit is in the log before it is visible."""
     version = version_of(attempt.letter)
     return isinstance(version, LogVersion) and version.era == snapshot.era and not snapshot.sees(version.xid)
 
