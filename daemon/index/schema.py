@@ -48,13 +48,14 @@ async def index_named(client: Client, name: str) -> str | None:
 
 async def create(client: Client, layout: Layout, version: IndexVersion) -> None:
     """FT.CREATE over the documents' prefix; documents that are there already are indexed in the background."""
+    definition = cast(Any, IndexDefinition)(prefix=[layout.documents_prefix], index_type=IndexType.HASH)
     with translated():
-        await cast(Any, client.ft(layout.index)).create_index(
-            _fields(version),
-            definition=cast(Any, IndexDefinition)(
-                prefix=[layout.documents_prefix], index_type=IndexType.HASH
-            ),
-        )
+        try:
+            await cast(Any, client.ft(layout.index)).create_index(_fields(version), definition=definition)
+        except redis_errors.ResponseError as error:
+            # Another process may have been faster.
+            if "already exists" not in str(error).lower():
+                raise
 
 
 async def point_alias(client: Client, layout: Layout) -> None:

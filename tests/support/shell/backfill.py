@@ -74,10 +74,11 @@ class Worker:
         self._tried: set[int] = set()
         self._wanted = False
         self._process: Process | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._process = Process()
-        self._process.run(self._loop, self._run(FakeEdges(self._shell.servers, self._process)))
+        self._task = self._process.run(self._loop, self._run(FakeEdges(self._shell.servers, self._process)))
 
     def die(self) -> None:
         if self._process is not None:
@@ -96,7 +97,13 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether there is nothing to do.
+
+        Raises:
+            Exception: what it ended with.
+        """
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
         letters = self._shell.servers.letters.letters
         return not (
             self._wanted
