@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from daemon.errors import LivevecError, RejectRow
-from daemon.index.layout import Layout
+from daemon.index.layout import Layout, anchors_key
 from daemon.settings import BatchingSettings, Config, KafkaSettings, RedisSettings, RetrySettings
 from tests.support.ordering.faults import EVERY_FAULT, EVERY_RULE, Fault, Rule
 from tests.support.ordering.postgres import PARTITIONS, Server
@@ -240,6 +240,9 @@ class History:
         It does not lose what it has told to be on disk.
         """
         redis = self._servers.redis
+        if not redis.keyspace.there(anchors_key(self._database.source_name)):
+            # Changes of an era of which no anchor is left cannot be read by a daemon of the next: see docs/testing.md.
+            return
         if self._go_back is None or self._proven != redis.proven:
             self._go_back, self._proven = redis.checkpoint(), redis.proven
             return
