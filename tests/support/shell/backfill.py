@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 from daemon.core.version import LogVersion, SnapshotVersion, decode, replaces
-from daemon.errors import RejectRow, RetryLater
+from daemon.errors import ConfigError, RejectRow, RetryLater
 from daemon.index.durability import Durability
 from daemon.index.layout import document_id, document_key, versions_key
 from daemon.patience import Patience
@@ -114,11 +114,11 @@ class Worker:
 
     async def _run(self, edges: FakeEdges) -> None:
         _EDGES.set(edges)
+        [pipeline] = self._shell.config.pipelines
+        registry = versions_key(pipeline.name)
         while True:
             await asyncio.sleep(_LOOK_S)
-            if not self._shell.servers.redis.keyspace.hash(
-                versions_key(self._shell.config.pipelines[0].name)
-            ):
+            if not self._shell.servers.redis.keyspace.there(registry):
                 continue  # no daemon has made the index yet, or Redis has lost it and the daemon puts it back
             try:
                 if self._wanted or self.backfill or self._shell.reconcile_reasons():
@@ -126,6 +126,9 @@ class Worker:
                 await self._try_letters(edges)
             except RetryLater:
                 continue
+            except ConfigError as error:
+                if "has no index yet" not in str(error):
+                    raise
 
     # ---- backfills
 
