@@ -26,8 +26,8 @@ demo: venv       ## everything, live: servers, a real corpus, edits, percentiles
 test: venv       ## all tests, in two processes, with the real servers, which they start and stop
 	$(BIN)/python -m pytest tests -n 2 --dist loadgroup $(PYTEST_OPTIONS)
 
-unit: venv       ## the tests that start no server
-	$(BIN)/python -m pytest tests/unit $(PYTEST_OPTIONS)
+unit: venv       ## the tests that start no server, in under a minute
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadgroup $(PYTEST_OPTIONS)
 
 chaos: venv      ## the fault tests alone, with the seconds that each part took to recover
 	$(BIN)/python -m pytest tests/chaos -s

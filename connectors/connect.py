@@ -59,7 +59,12 @@ class KafkaConnect:
     def __init__(self, settings: ConnectSettings) -> None:
         self._url = settings.url
         self._timeout_s = settings.timeout_s
-        self._client = httpx.Client(base_url=settings.url, timeout=settings.timeout_s)
+        try:
+            self._client = httpx.Client(base_url=settings.url, timeout=settings.timeout_s)
+        except httpx.InvalidURL as error:
+            raise ConnectorError(
+                f"[connect] url {settings.url!r} is no URL: {error}", "correct it"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -73,15 +78,15 @@ class KafkaConnect:
         self._client.close()
 
     def plugins(self) -> dict[str, str]:
-        """Classes of the installed connectors and their versions."""
+        """Return classes of the installed connectors and their versions."""
         return {plugin["class"]: plugin["version"] for plugin in self._call("GET", "/connector-plugins")}
 
     def definition(self, name: str) -> dict[str, str] | None:
-        """The configuration of a connector; None when there is none."""
-        found = self._call("GET", f"/connectors/{quote(name, safe='')}/config", absent_ok=True)
-        if found is None:
+        """Return the configuration of a connector; None when there is none."""
+        settings = self._call("GET", f"/connectors/{quote(name, safe='')}/config", absent_ok=True)
+        if settings is None:
             return None
-        return {str(key): str(value) for key, value in found.items() if key != "name"}
+        return {str(key): str(value) for key, value in settings.items() if key != "name"}
 
     def apply(self, name: str, definition: Mapping[str, str], deadline_s: float = 30.0) -> Applied:
         """Make the connector be as `definition` says; the same definition twice changes nothing.
@@ -112,11 +117,11 @@ class KafkaConnect:
         return Applied.UNCHANGED
 
     def status(self, name: str) -> Status | None:
-        """What Connect knows of the connector; None when there is none."""
-        found = self._call("GET", f"/connectors/{quote(name, safe='')}/status", absent_ok=True)
-        if found is None:
+        """Return what Connect knows of the connector; None when there is none."""
+        reply = self._call("GET", f"/connectors/{quote(name, safe='')}/status", absent_ok=True)
+        if reply is None:
             return None
-        connector, tasks = found["connector"], found["tasks"]
+        connector, tasks = reply["connector"], reply["tasks"]
         trace = connector.get("trace") or next((task["trace"] for task in tasks if task.get("trace")), "")
         return Status(name, connector["state"], tasks[0]["state"] if tasks else None, _cause(trace))
 
@@ -185,13 +190,13 @@ class KafkaConnect:
                 raise ConnectorError(
                     f"connector {source.name!r} is {status.state.lower()}", "run `livevec connector resume`"
                 )
-            found = slot.read(source)
-            line = _describe(status, found)
+            slot_now = slot.read(source)
+            line = _describe(status, slot_now)
             if line != seen:
                 seen = line
                 on_progress(line)
             running = status is not None and (status.state, status.task) == ("RUNNING", "RUNNING")
-            return running and found is not None and found.active
+            return running and slot_now is not None and slot_now.active
 
         self._until(streaming, deadline_s, lambda: f"connector {source.name!r} is not streaming: {seen}")
 
@@ -220,12 +225,12 @@ class KafkaConnect:
     def _call(
         self, method: str, path: str, body: Mapping[str, str] | None = None, absent_ok: bool = False
     ) -> Any:
-        """One request; a conflict means that the workers are rebalancing, and is repeated."""
+        """Make a request; a conflict means that the workers are rebalancing, and is repeated."""
         end = time.monotonic() + self._timeout_s
         while True:
             try:
                 reply = self._client.request(method, path, json=body)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
                 raise ConnectorError(
                     f"Kafka Connect at {self._url} cannot be reached: {type(error).__name__} {error}".strip(),
                     "check that it is up, and [connect] url",
@@ -238,11 +243,17 @@ class KafkaConnect:
             return None
         if reply.is_error:
             raise _refusal(method, path, reply)
-        return reply.json() if reply.content else None
+        try:
+            return reply.json() if reply.content else None
+        except json.JSONDecodeError as error:
+            raise ConnectorError(
+                f"what answers at {self._url} is not Kafka Connect: {method} {path} gave no JSON",
+                "check [connect] url",
+            ) from error
 
 
 def _rebalancing(reply: httpx.Response) -> bool:
-    """Connect says so by 409, or, where the worker learns of it while it answers, by 500 and the words alone."""
+    """Return whether Connect is rebalancing: it answers 409, or 500 where a worker learns of it while it answers."""
     return reply.status_code == httpx.codes.CONFLICT or (reply.is_error and "rebalance" in reply.text)
 
 
@@ -261,7 +272,7 @@ def _refusal(method: str, path: str, reply: httpx.Response) -> ConnectorError:
 
 
 def _failure(source: PostgresSource, status: Status) -> ConnectorError:
-    """The error of a failed connector, with what helps against the usual causes."""
+    """Return the error of a failed connector, with what helps against the usual causes."""
     remedy = f"correct the cause, then `livevec connector apply` restarts it ({status.name})"
     if "no longer available on the server" in status.error or "slot.name" in status.error:
         remedy = (
@@ -278,17 +289,17 @@ def _failure(source: PostgresSource, status: Status) -> ConnectorError:
     return ConnectorError(f"connector {status.name!r} failed: {status.error}", remedy)
 
 
-def _describe(status: Status | None, found: slot.Slot | None) -> str:
+def _describe(status: Status | None, slot_now: slot.Slot | None) -> str:
     connector = (
         "no connector" if status is None else f"connector {status.state}, task {status.task or 'none'}"
     )
-    if found is None:
+    if slot_now is None:
         return f"{connector}, no slot yet"
-    return f"{connector}, slot {'active' if found.active else 'not active'}"
+    return f"{connector}, slot {'active' if slot_now.active else 'not active'}"
 
 
 def _cause(trace: str) -> str:
-    """The messages of a Java stack trace, outermost first, without its frames.
+    """Return the messages of a Java stack trace, outermost first, without its frames.
 
     Of Java's own exceptions only the class is kept: their messages quote the value that they choked on.
     """

@@ -1,7 +1,7 @@
 """A PostgreSQL source and its pipelines -> the Debezium connector's configuration.
 
 Every value that is not Debezium's default is here for latency (L), for never losing or bending a row in
-silence (S), for healing without a person (H), or because `daemon/source/postgres_values.py` reproduces this
+silence (S), for healing without a person (H), or because `daemon/source/postgres/values.py` reproduces this
 form of a value when it reads the row itself (V).
 """
 
@@ -26,7 +26,7 @@ _JSON = "org.apache.kafka.connect.json.JsonConverter"
 def render(
     source: PostgresSource, pipelines: Sequence[Pipeline], exclude: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The configuration of the connector named `source.name`, for the tables of those pipelines that read it.
+    """Return the configuration of the connector named `source.name`, for the tables of those pipelines that read it.
 
     Args:
         exclude: columns to leave out, as `exclusions` gives them.
@@ -59,7 +59,7 @@ def render(
 
 
 def connector_user(source: PostgresSource) -> str:
-    """The role with which Debezium logs in."""
+    """Return the role with which Debezium logs in."""
     return _database(source)["database.user"]
 
 
@@ -68,7 +68,7 @@ def heartbeat_topic(source: PostgresSource) -> str:
 
 
 def message_topic(source: PostgresSource) -> str:
-    """Where the messages arrive that prove how far the log was read: op `m`, `source.ts_us` is their commit."""
+    """Return where the messages arrive that prove how far the log was read: op `m`, `source.ts_us` is their commit."""
     return source.message_topic
 
 
@@ -108,7 +108,7 @@ def _database(source: PostgresSource) -> dict[str, str]:
 
 
 def _capture(source: PostgresSource, tables: Sequence[str]) -> dict[str, str]:
-    """What is read from PostgreSQL, and how reading goes on after a fault."""
+    """Return the settings of what is read from PostgreSQL, and of how reading goes on after a fault."""
     return {
         "plugin.name": "pgoutput",
         "publication.name": source.publication_name,
@@ -144,7 +144,7 @@ def _capture(source: PostgresSource, tables: Sequence[str]) -> dict[str, str]:
 
 
 def _values() -> dict[str, str]:
-    """V: how values are written."""
+    """Return the settings of how values are written (V)."""
     return {
         "decimal.handling.mode": "string",
         # Text instead of numbers since 1970: a date in a text template reads as a date.
@@ -161,7 +161,7 @@ def _values() -> dict[str, str]:
 
 
 def _delivery(source: PostgresSource) -> dict[str, str]:
-    """How records reach Kafka."""
+    """Return the settings of how records reach Kafka."""
     return {
         "poll.interval.ms": "2",  # L: the default of 500 would be the latency
         "producer.override.linger.ms": "0",  # L: the default of 5 delays every lone change
@@ -183,5 +183,5 @@ def _delivery(source: PostgresSource) -> dict[str, str]:
 
 
 def _escape(name: str) -> str:
-    """A full name as one Java regular expression, without a comma: Debezium splits its lists there."""
+    """Return a full name as one Java regular expression, without a comma: Debezium splits its lists there."""
     return re.sub(r"[^A-Za-z0-9_.]", lambda char: f"\\x{{{ord(char[0]):x}}}", name).replace(".", "\\.")

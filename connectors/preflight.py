@@ -7,13 +7,13 @@ Each finding that is not ok carries the statement or setting that makes it so. N
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from connectors import slot
 from connectors.definition import connector_user
 from connectors.prepare import prepare
 from connectors.rules import Finding, check_definition, failed, passed
+from connectors.slot import Connection
 from connectors.tables import check_table
 from connectors.topics import check_topics
 from daemon.errors import ConnectorError
@@ -23,11 +23,10 @@ __all__ = ["Finding", "check", "check_definition", "prepare"]
 
 VERSION_MIN = 150000
 """PostgreSQL 15: the first whose catalog tells a publication's columns and row filters."""
-Connection = psycopg.Connection[Any]
 
 
 def check(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Finding]:
-    """Look at the database, the publication, every pipeline's table, and the topics; changes nothing."""
+    """Check the database, the publication, every pipeline's table, and the topics; this changes nothing."""
     mine = [pipeline for pipeline in pipelines if pipeline.source == source.name]
     return [*_check_database(source, mine), *check_topics(source, mine, kafka)]
 
@@ -35,24 +34,29 @@ def check(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSet
 def _check_database(source: PostgresSource, pipelines: Sequence[Pipeline]) -> list[Finding]:
     try:
         user = connector_user(source)
-        connection = slot.connect(source)
+        with slot.connected(source) as connection:
+            return _check_connected(connection, source, pipelines, user)
     except ConnectorError as error:
         return [Finding("connection", False, str(error), error.remedy)]
-    with connection:
-        findings = [passed("connection", "PostgreSQL answers"), _version(connection), _primary(connection)]
-        if not all(finding.ok for finding in findings):
-            return findings
-        findings += [
-            _wal_level(connection),
-            _replication_right(connection, user),
-            _free_slot(connection, source),
-            _free_sender(connection, source),
-        ]
-        publication = _publication(connection, source)
-        findings += publication
-        for pipeline in pipelines:
-            findings += check_table(connection, source, pipeline, user, published=publication[0].ok)
+
+
+def _check_connected(
+    connection: Connection, source: PostgresSource, pipelines: Sequence[Pipeline], user: str
+) -> list[Finding]:
+    findings = [passed("connection", "PostgreSQL answers"), _version(connection), _primary(connection)]
+    if not all(finding.ok for finding in findings):
         return findings
+    findings += [
+        _wal_level(connection),
+        _replication_right(connection, user),
+        _free_slot(connection, source),
+        _free_sender(connection, source),
+    ]
+    publication = _publication(connection, source)
+    findings += publication
+    for pipeline in pipelines:
+        findings += check_table(connection, source, pipeline, user, published=publication[0].ok)
+    return findings
 
 
 def _version(connection: Connection) -> Finding:
@@ -174,18 +178,18 @@ def _publication(connection: Connection, source: PostgresSource) -> list[Finding
         ]
     operations = ("insert", "update", "delete", "truncate")
     missing = [operation for operation, there in zip(operations, row, strict=True) if not there]
-    found = passed("publication", f"publication {source.publication_name!r} is there")
+    present = passed("publication", f"publication {source.publication_name!r} is there")
     if missing:
         statement = "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')"
         return [
-            found,
+            present,
             failed(
                 "publication_operations",
                 f"publication {source.publication_name!r} leaves out {', '.join(missing)}",
                 sql.SQL(statement).format(name).as_string(connection),
             ),
         ]
-    return [found, passed("publication_operations", "the publication carries all operations")]
+    return [present, passed("publication_operations", "the publication carries all operations")]
 
 
 def _one(connection: Connection, query: str, parameters: Sequence[object] = ()) -> Any:

@@ -1,17 +1,16 @@
 """Creates what a connector needs: the publication, its tables, the topics."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from connectors import slot
+from connectors.slot import Connection
 from connectors.topics import create_topics
 from daemon.errors import ConnectorError
 from daemon.settings import KafkaSettings, Pipeline, PostgresSource
 
-Connection = psycopg.Connection[Any]
 _OPERATIONS = "publish = 'insert, update, delete, truncate'"
 _GENERATED_MIN = 180000
 
@@ -30,7 +29,7 @@ def prepare(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaS
     mine = [pipeline for pipeline in pipelines if pipeline.source == source.name]
     done: list[str] = []
     if source.create_publication:
-        with slot.connect(source) as connection:
+        with slot.connected(source) as connection:
             done += _prepare_publication(connection, source, sorted({pipeline.table for pipeline in mine}))
     if source.create_topics:
         done += [f"created topic {name}" for name in create_topics(source, mine, kafka)]
@@ -75,7 +74,7 @@ def _any_partitioned(connection: Connection, tables: Sequence[str]) -> bool:
 
 
 def _unpublished(connection: Connection, publication: str, tables: Sequence[str]) -> list[sql.Identifier]:
-    """Existing tables that the publication lacks; those that do not exist are the preflight's to report."""
+    """Return existing tables that the publication lacks; those that do not exist are the preflight's to report."""
     rows = connection.execute(
         "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE c.relkind IN ('r', 'p') AND n.nspname || '.' || c.relname = ANY(%s) AND NOT EXISTS ("

@@ -144,7 +144,7 @@ def _message(definition: Mapping[str, str]) -> Finding:
 
 
 def _transforms(definition: Mapping[str, str]) -> Finding:
-    """Only headers may be added: any other transform may change, drop or re-route records."""
+    """Check that only headers are added: any other transform may change, drop or re-route records."""
     names = [name.strip() for name in definition.get("transforms", "").split(",") if name.strip()]
     kinds = {name: definition.get(f"transforms.{name}.type", "") for name in names}
     other = sorted(f"{name} ({kind})" for name, kind in kinds.items() if kind != _INSERT_HEADER)

@@ -4,7 +4,10 @@ Kafka Connect's own status stays RUNNING after its worker was killed; the slot's
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 
@@ -32,33 +35,40 @@ class Slot:
     confirmed_lsn: int | None
 
 
-def connect(source: PostgresSource) -> "psycopg.Connection[tuple[object, ...]]":
-    """A connection in autocommit mode.
+Connection = psycopg.Connection[Any]
+
+
+@contextmanager
+def connected(source: PostgresSource) -> Iterator[Connection]:
+    """Open a connection in autocommit mode for a while, and translate what psycopg raises meanwhile.
 
     Raises:
-        ConnectorError: PostgreSQL cannot be reached.
+        ConnectorError: PostgreSQL cannot be reached, or refuses a query.
     """
+    doing = "cannot be reached"
     try:
-        return psycopg.connect(
+        with psycopg.connect(
             source.dsn.get_secret_value(),
             autocommit=True,
             connect_timeout=max(2, round(source.timeout_s)),
             application_name="livevec",
-        )
+        ) as connection:
+            doing = "does not answer a query"
+            yield connection
     except psycopg.Error as error:
         raise ConnectorError(
-            f"PostgreSQL of source {source.name!r} cannot be reached: {error}".strip(),
-            f"check sources.{source.name}.dsn, and that the server is up",
+            f"PostgreSQL of source {source.name!r} {doing}: {error}".strip(),
+            f"check sources.{source.name}.dsn, the rights of its user, and that the server is up",
         ) from error
 
 
 def read(source: PostgresSource) -> Slot | None:
-    """The source's slot; None when there is none.
+    """Return the source's slot; None when there is none.
 
     Raises:
         ConnectorError: PostgreSQL cannot be reached.
     """
-    with connect(source) as connection:
+    with connected(source) as connection:
         row = connection.execute(
             "SELECT slot_name::text, plugin::text, database::text, active, wal_status = 'lost',"
             " (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE slot_name = %s",
@@ -84,7 +94,7 @@ def drop(source: PostgresSource, deadline_s: float) -> bool:
         ConnectorError: it is still in use after `deadline_s`, or may not be dropped.
     """
     end = time.monotonic() + deadline_s
-    with connect(source) as connection:
+    with connected(source) as connection:
         while True:
             try:
                 dropped = connection.execute(

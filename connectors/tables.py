@@ -5,20 +5,21 @@ from collections.abc import Iterator, Sequence
 
 from psycopg import sql
 
-from connectors.publication import check_publication
+from connectors import slot
 from connectors.rules import Finding, failed, passed
+from connectors.slot import Connection
 from daemon.settings import Pipeline, PostgresSource
-from daemon.source.postgres.catalog import (
-    KEYS,
-    NUMBERS,
-    Column,
-    Connection,
-    Table,
-    key_columns,
-    needed_columns,
-    read_table,
-)
+from daemon.source.postgres.schema import ColumnInfo, TableSchema, read_any_table
+from daemon.source.postgres.values import SCALAR_TYPES
 
+_NUMBERS = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8", "money", "oid"})
+_STEADY = SCALAR_TYPES - {"timetz", "bit", "varbit"} | {"hstore", "name", "tstzrange"}
+_STEADY_ELEMENTS = frozenset({"int4", "int8", "text", "varchar", "bpchar", "json", "jsonb"})
+"""Types of which no value stops the connector, and an unchanged long value arrives as a placeholder.
+
+Of the others, such as vector, float8[] or the array of an enum, an update that leaves a value alone which
+PostgreSQL stores apart (TOAST) makes the task fail, unless the table's replica identity is FULL.
+"""
 _KINDS = {
     "v": "a view",
     "m": "a materialized view",
@@ -33,28 +34,28 @@ _KINDS = {
 def check_table(
     connection: Connection, source: PostgresSource, pipeline: Pipeline, user: str, published: bool
 ) -> list[Finding]:
-    """All findings about one pipeline's table.
+    """Return all findings about one pipeline's table.
 
     Args:
         user: the connector's role.
         published: the publication exists, so that what it says of this table can be looked at.
     """
-    table = read_table(connection, pipeline.table)
+    table = read_any_table(connection, pipeline.table)
     if table is None:
         return [_absent(connection, pipeline)]
     findings = [_kind(table)]
     if not findings[0].ok:
         return findings
-    key = key_columns(connection, table)
-    findings += _key(connection, table, key)
+    identities = connection.execute(_IDENTITIES, {"oid": table.oid}).fetchall()
+    findings += _key(connection, table)
     findings += [
-        _identity(connection, table),
+        _identity(table, identities),
         _select_right(connection, table, user),
         _rows(connection, table),
     ]
-    findings += _columns(table, pipeline, _identity_is_full(connection, table))
+    findings += _columns(table, pipeline, all(identity == "f" for _, identity in identities))
     if published:
-        findings += check_publication(connection, source, table, [*key, *needed_columns(pipeline)])
+        findings += _published(connection, source, table, [*table.key, *_needed_columns(pipeline)])
     return findings
 
 
@@ -70,7 +71,7 @@ def _absent(connection: Connection, pipeline: Pipeline) -> Finding:
     )
 
 
-def _kind(table: Table) -> Finding:
+def _kind(table: TableSchema) -> Finding:
     if table.kind not in ("r", "p"):
         kind = _KINDS.get(table.kind, f"of kind {table.kind!r}")
         return failed("table", f"{table.name} is {kind}, which has no log", "name the table beneath it")
@@ -83,8 +84,8 @@ def _kind(table: Table) -> Finding:
     return passed("table", f"table {table.name} is there")
 
 
-def _key(connection: Connection, table: Table, key: Sequence[str]) -> Iterator[Finding]:
-    if not key:
+def _key(connection: Connection, table: TableSchema) -> Iterator[Finding]:
+    if not table.key:
         yield failed(
             "primary_key",
             f"table {table.name} has no primary key, so its rows cannot be told apart",
@@ -97,27 +98,27 @@ def _key(connection: Connection, table: Table, key: Sequence[str]) -> Iterator[F
     ).fetchone()
     name, deferrable = row if row is not None else ("", False)
     if deferrable:
-        columns = sql.SQL(", ").join(map(sql.Identifier, key)).as_string(connection)
+        columns = sql.SQL(", ").join(map(sql.Identifier, table.key)).as_string(connection)
         yield failed(
             "primary_key",
             f"the primary key of {table.name} is deferrable: a swap of keys would end in a deleted row",
             f'ALTER TABLE {table.quoted} DROP CONSTRAINT "{name}", ADD PRIMARY KEY ({columns})',
         )
         return
-    unfit = [column for column in map(table.column, key) if column and not _fit_for_key(column)]
+    unfit = [column for column in map(table.column, table.key) if not _fit_for_key(column)]
     if unfit:
-        shown = ", ".join(f"{column.name} ({column.type})" for column in unfit)
+        shown = ", ".join(f"{column.name} ({column.base.name})" for column in unfit)
         yield failed(
             "key_type",
             f"the primary key of {table.name} has columns that cannot be looked up from their text: {shown}",
             "use a key of whole numbers, text or uuid",
         )
         return
-    yield passed("primary_key", f"the primary key of {table.name} is ({', '.join(key)})")
+    yield passed("primary_key", f"the primary key of {table.name} is ({', '.join(table.key)})")
 
 
-def _fit_for_key(column: Column) -> bool:
-    return not column.array and not column.scale_negative and (column.enum or column.type in KEYS)
+def _fit_for_key(column: ColumnInfo) -> bool:
+    return column.codec is not None and column.codec.key_literal is not None
 
 
 _IDENTITIES = """
@@ -129,10 +130,9 @@ WHERE c.relkind = 'r' AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_par
 """
 
 
-def _identity(connection: Connection, table: Table) -> Finding:
-    """With publish_via_partition_root it is the partition's own identity that counts."""
-    rows = connection.execute(_IDENTITIES, {"oid": table.oid}).fetchall()
-    for name, identity in rows:
+def _identity(table: TableSchema, identities: Sequence[tuple[str, str]]) -> Finding:
+    """Check the replica identities; with publish_via_partition_root it is the partition's own that counts."""
+    for name, identity in identities:
         if identity not in ("d", "f"):
             shown = "NOTHING" if identity == "n" else "an index that may not be the primary key"
             return failed(
@@ -143,7 +143,7 @@ def _identity(connection: Connection, table: Table) -> Finding:
     return passed("replica_identity", f"the replica identity of {table.name} names the key")
 
 
-def _select_right(connection: Connection, table: Table, user: str) -> Finding:
+def _select_right(connection: Connection, table: TableSchema, user: str) -> Finding:
     schema = table.name.partition(".")[0]
     row = connection.execute(
         "SELECT r.rolname::text, has_schema_privilege(r.rolname, %(schema)s, 'USAGE')"
@@ -164,7 +164,7 @@ def _select_right(connection: Connection, table: Table, user: str) -> Finding:
     )
 
 
-def _rows(connection: Connection, table: Table) -> Finding:
+def _rows(connection: Connection, table: TableSchema) -> Finding:
     row = connection.execute(
         "SELECT row_security_active(%s::oid), current_user::text", [table.oid]
     ).fetchone()
@@ -179,36 +179,31 @@ def _rows(connection: Connection, table: Table) -> Finding:
     )
 
 
-def _identity_is_full(connection: Connection, table: Table) -> bool:
-    rows = connection.execute(_IDENTITIES, {"oid": table.oid}).fetchall()
-    return all(identity == "f" for _, identity in rows)
-
-
-def _columns(table: Table, pipeline: Pipeline, identity_is_full: bool) -> Iterator[Finding]:
+def _columns(table: TableSchema, pipeline: Pipeline, identity_is_full: bool) -> Iterator[Finding]:
     names = [column.name for column in table.columns]
     numeric = {field.column for field in pipeline.metadata if field.type == "numeric"}
-    for name in needed_columns(pipeline):
-        column = table.column(name)
+    for name in _needed_columns(pipeline):
+        column = table.find(name)
         if column is None:
             yield failed(
                 "column",
                 f"pipeline {pipeline.name!r} uses column {name!r}, which {table.name} does not have",
                 f"correct daemon.toml{_nearest(name, names)}",
             )
-        elif not column.captured:
+        elif column.codec is None:
             yield failed(
                 "column_type",
                 f"column {name!r} of {table.name} is of type {_shown(column)}, which Debezium does not carry "
                 "faithfully",
                 "use another column, for instance one of type text that a trigger fills",
             )
-        elif name in numeric and (column.array or column.type not in NUMBERS):
+        elif name in numeric and (column.base.array or column.base.name not in _NUMBERS):
             yield failed(
                 "column_type",
                 f"column {name!r} of {table.name} is of type {_shown(column)} but declared numeric",
                 'declare it as type = "tag", or add a column with the number (for a time: seconds since 1970)',
             )
-        elif not (column.holds_placeholder or identity_is_full):
+        elif not (_holds_placeholder(column) or identity_is_full):
             yield failed(
                 "column_type",
                 f"column {name!r} of {table.name} is of type {_shown(column)}: an update that leaves alone a value "
@@ -219,8 +214,116 @@ def _columns(table: Table, pipeline: Pipeline, identity_is_full: bool) -> Iterat
             yield passed("column", f"column {name!r} of {table.name} is there")
 
 
-def _shown(column: Column) -> str:
-    return f"{column.type}[]" if column.array else column.type
+def _published(
+    connection: Connection, source: PostgresSource, table: TableSchema, needed: Sequence[str]
+) -> Iterator[Finding]:
+    """Check what the publication says of the table."""
+    publication = sql.Identifier(source.publication_name).as_string(connection)
+    row = connection.execute(
+        "SELECT t.attnames::text[], t.rowfilter FROM pg_publication_tables t WHERE t.pubname = %s"
+        " AND format('%%I.%%I', t.schemaname, t.tablename) = %s",
+        [source.publication_name, table.quoted],
+    ).fetchone()
+    if row is None:
+        yield _not_published(connection, publication, source, table)
+        return
+    attributes, row_filter = set(row[0] or ()), row[1]
+    remedy = f"ALTER PUBLICATION {publication} DROP TABLE {table.quoted}, then ADD TABLE {table.quoted}"
+    yield passed("publication_table", f"the publication carries {table.name}")
+    if row_filter is not None:
+        yield failed(
+            "publication_filter", f"the publication filters the rows of {table.name}: {row_filter}", remedy
+        )
+    missing = [name for name in needed if table.find(name) and name not in attributes]
+    generated = [column for column in table.columns if column.generated and column.name in missing]
+    if generated:
+        yield failed(
+            "publication_columns",
+            f"{table.name}: generated columns are not published: {', '.join(c.name for c in generated)}",
+            f"PostgreSQL 18: ALTER PUBLICATION {publication} SET (publish_generated_columns = stored), which "
+            "carries STORED columns; else use the columns it is made from",
+        )
+    elif missing:
+        yield failed(
+            "publication_columns", f"the publication leaves out columns of {table.name}: {missing}", remedy
+        )
+    hidden = [column.name for column in table.columns if column.name not in attributes]
+    domains = [column.name for column in table.columns if column.is_domain and column.base.enum]
+    if hidden and domains:
+        # Seen with Debezium 3.7: such a row makes it read the table's columns anew, with those that are not
+        # published, and the values that follow land in the wrong columns.
+        yield failed(
+            "publication_columns",
+            f"{table.name} has columns that are not published ({', '.join(hidden)}) beside a domain over an "
+            f"enum ({', '.join(domains)}): Debezium would put values into wrong columns",
+            f"publish all columns, or ALTER TABLE {table.quoted} ALTER COLUMN ... TYPE the enum itself",
+        )
+
+
+def _not_published(
+    connection: Connection, publication: str, source: PostgresSource, table: TableSchema
+) -> Finding:
+    member = connection.execute(
+        "SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
+        " WHERE p.pubname = %s AND r.prrelid = %s",
+        [source.publication_name, table.oid],
+    ).fetchone()
+    if member is not None:
+        return failed(
+            "publication_table",
+            f"publication {source.publication_name!r} names the partitions of {table.name} instead of the table",
+            f"ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)",
+        )
+    return failed(
+        "publication_table",
+        f"publication {source.publication_name!r} does not carry {table.name}",
+        f"ALTER PUBLICATION {publication} ADD TABLE {table.quoted}",
+    )
+
+
+def exclusions(source: PostgresSource, pipelines: Sequence[Pipeline]) -> tuple[str, ...]:
+    """Return the columns, as `schema.table.column`, that no pipeline needs and that could stop the connector.
+
+    A table with a pgvector column is the usual case: an update of another column would make the task fail.
+
+    Raises:
+        ConnectorError: PostgreSQL cannot be reached.
+    """
+    needed: dict[str, set[str]] = {}
+    for pipeline in pipelines:
+        if pipeline.source == source.name:
+            needed.setdefault(pipeline.table, set()).update(_needed_columns(pipeline))
+    excluded: list[str] = []
+    with slot.connected(source) as connection:
+        for name, columns in sorted(needed.items()):
+            table = read_any_table(connection, name)
+            if table is not None:
+                kept = columns.union(table.key)
+                excluded += [
+                    f"{name}.{c.name}" for c in table.columns if not _steady(c) and c.name not in kept
+                ]
+    return tuple(excluded)
+
+
+def _steady(column: ColumnInfo) -> bool:
+    """Return whether no value stops the connector, not even one that is stored apart and unchanged."""
+    if column.base.array:
+        return not column.base.enum and not column.is_domain and column.base.name in _STEADY_ELEMENTS
+    return column.base.enum or column.base.name in _STEADY
+
+
+def _holds_placeholder(column: ColumnInfo) -> bool:
+    """Return whether an unchanged value that is stored apart arrives as a placeholder; timetz is never stored so."""
+    return _steady(column) or (column.base.name == "timetz" and not column.base.array)
+
+
+def _needed_columns(pipeline: Pipeline) -> list[str]:
+    """Return the columns that a pipeline's text and metadata name."""
+    return list(dict.fromkeys([*pipeline.columns, *(field.column for field in pipeline.metadata)]))
+
+
+def _shown(column: ColumnInfo) -> str:
+    return f"{column.base.name}[]" if column.base.array else column.base.name
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -32,36 +32,36 @@ class Topic:
 
 
 def topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Topic]:
-    """All topics of a source and its pipelines, each once."""
-    found = [
+    """Return all topics of a source and its pipelines, each once."""
+    needed = [
         Topic(pipeline.topic_name, source.topic_partitions, f"changes of {pipeline.table}")
         for pipeline in pipelines
     ]
-    found.append(Topic(heartbeat_topic(source), 1, "heartbeats"))
-    found.append(Topic(message_topic(source), 1, "messages that prove how far the log was read"))
-    found += [
+    needed.append(Topic(heartbeat_topic(source), 1, "heartbeats"))
+    needed.append(Topic(message_topic(source), 1, "messages that prove how far the log was read"))
+    needed += [
         Topic(kafka.dead_letter_topic(pipeline.name), 1, f"dead letters of {pipeline.name}")
         for pipeline in pipelines
     ]
-    return list({topic.name: topic for topic in found}.values())
+    return list({topic.name: topic for topic in needed}.values())
 
 
 def check_topics(
     source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings
 ) -> list[Finding]:
-    """Whether Kafka answers, every topic is there, and takes records as large as the connector sends."""
-    wanted = topics(source, pipelines, kafka)
-    illegal = [_name(topic) for topic in wanted if not _LEGAL.fullmatch(topic.name)]
+    """Check that Kafka answers, and that every topic is there and takes records as large as the connector sends."""
+    needed = topics(source, pipelines, kafka)
+    illegal = [_name(topic) for topic in needed if not _LEGAL.fullmatch(topic.name)]
     if illegal:
         return illegal
     try:
         admin = _admin(kafka)
         present = set(admin.list_topics(timeout=_TIMEOUT_S).topics)
-        limits = _record_bytes_max(admin, [topic.name for topic in wanted if topic.name in present])
+        limits = _record_bytes_max(admin, [topic.name for topic in needed if topic.name in present])
     except KafkaException as error:
         return [_unreachable(kafka, error)]
     findings = [passed("kafka", f"Kafka answers at {kafka.bootstrap_servers}")]
-    for topic in wanted:
+    for topic in needed:
         if topic.name not in present:
             findings.append(_missing(topic, present))
         elif limits[topic.name] < RECORD_BYTES_MAX:
@@ -77,8 +77,8 @@ def create_topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: 
     Raises:
         ConnectorError: Kafka is away, or does not let us.
     """
-    wanted = topics(source, pipelines, kafka)
-    for topic in wanted:
+    needed = topics(source, pipelines, kafka)
+    for topic in needed:
         if not _LEGAL.fullmatch(topic.name):
             finding = _name(topic)
             raise ConnectorError(finding.message, finding.remedy)
@@ -88,7 +88,7 @@ def create_topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: 
     except KafkaException as error:
         finding = _unreachable(kafka, error)
         raise ConnectorError(finding.message, finding.remedy) from error
-    missing = [topic for topic in wanted if topic.name not in present]
+    missing = [topic for topic in needed if topic.name not in present]
     if not missing:
         return []
     requests = [

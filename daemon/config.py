@@ -1,8 +1,8 @@
-"""daemon.toml -> frozen settings.
+"""The reader of daemon.toml, which returns frozen settings.
 
-Parsed once, at start. Unknown keys are refused with the nearest known one, `${NAME}` in a string is taken
-from the environment, an address given as "local" is that of the embedded stack (`livevec up`), secrets are
-masked in every repr.
+The file is parsed once, at start. An unknown key is refused with the nearest known one, `${NAME}` in a string is taken
+from the environment, an address given as "local" is that of the embedded stack (`livevec up`), and secrets are masked
+in every repr.
 """
 
 import json
@@ -11,19 +11,18 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from daemon.errors import ConfigError
-from daemon.settings import LOCAL, SOURCE_KINDS, Config, EventSource, PostgresSource, Settings, nearest
+from daemon.settings import LOCAL, SOURCE_KINDS, Config, Settings, nearest
 
 _ENVIRONMENT = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-S = TypeVar("S", bound=Settings)
 
 
 def default_home() -> Path:
-    """State folder of the embedded stack: $LIVEVEC_HOME, else .livevec here."""
+    """Return the folder of the embedded stack: $LIVEVEC_HOME, else `.livevec` in the current folder."""
     return Path(os.environ.get("LIVEVEC_HOME") or ".livevec").absolute()
 
 
@@ -34,7 +33,7 @@ def load(path: Path | None = None) -> Config:
         path: the file; None: $LIVEVEC_CONFIG, else ./daemon.toml.
 
     Raises:
-        ConfigError: the file is missing, not TOML, or a key or value is wrong; names the key and the remedy.
+        ConfigError: the file is missing, not TOML, or a key or a value is wrong; the message names it and the remedy.
     """
     path = path or Path(os.environ.get("LIVEVEC_CONFIG") or "daemon.toml")
     try:
@@ -47,13 +46,31 @@ def load(path: Path | None = None) -> Config:
 
 
 def parse(document: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Check a parsed document; `where` names it in errors."""
+    """Check a parsed document; `where` is its name in errors."""
     try:
         return Config.model_validate(_expand(document, where))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem, where) for problem in error.errors())) from None
 
 
+# The keys whose value may be "local", each with its name in the embedded stack's addresses.json.
+_LOCAL_ADDRESSES: dict[str, Any] = {
+    "kafka": {"bootstrap_servers": "kafka_bootstrap_servers"},
+    "connect": {"url": "connect_url"},
+    "redis": {"url": "redis_url"},
+    "embedding": {"url": "triton_grpc"},
+    "temporal": {
+        "address": "temporal_address",
+        "ui_url": "temporal_ui_url",
+        "worker": {
+            "metrics_address": "worker_metrics_url",
+            "sdk_metrics_address": "worker_sdk_metrics_url",
+        },
+    },
+    "telemetry": {"address": "metrics_url"},
+    "sources": {"dsn": "postgres_dsn"},
+}
+# What a process listens on needs no embedded stack.
 _LISTEN = {
     "metrics_url": "127.0.0.1:9464",
     "worker_metrics_url": "127.0.0.1:9465",
@@ -68,59 +85,37 @@ def resolve_local(config: Config, home: Path | None = None) -> Config:
         ConfigError: the address of a server is "local" and no embedded stack is up there.
     """
     file = (home or default_home()) / "addresses.json"
-    found: dict[str, str] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    addresses: dict[str, str] = json.loads(file.read_text("utf-8")) if file.exists() else {}
 
-    def address(value: str, key: str) -> str:
-        if value != LOCAL:
-            return value
-        if not found:
+    def address(key: str) -> str:
+        if key in _LISTEN:
+            url = addresses[key] if addresses else _LISTEN[key]
+            return url.removeprefix("http://").removesuffix("/metrics")
+        if not addresses:
             raise ConfigError(
                 f'an address is "local" but no embedded stack is up ({file} is missing); '
                 "start it with `livevec up`, or set the address in daemon.toml"
             )
-        return found[key]
+        return addresses[key]
 
-    def source(item: PostgresSource | EventSource) -> PostgresSource | EventSource:
-        if isinstance(item, PostgresSource):
-            return _with(item, dsn=SecretStr(address(item.dsn.get_secret_value(), "postgres_dsn")))
-        return item
+    def resolved(value: Any, key: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(resolved(item, key) for item in value)
+        if isinstance(value, Settings):
+            names = key.keys() & type(value).model_fields.keys()
+            return value.model_copy(
+                update={name: resolved(getattr(value, name), key[name]) for name in names}
+            )
+        if isinstance(value, SecretStr):
+            return SecretStr(address(key)) if value.get_secret_value() == LOCAL else value
+        return address(key) if value == LOCAL else value
 
-    def listen(value: str, key: str) -> str:
-        # Nobody needs an embedded stack to be listened to.
-        if value == LOCAL and not found:
-            return _LISTEN[key]
-        return address(value, key).removeprefix("http://").removesuffix("/metrics")
-
-    embedding, worker = config.embedding, config.temporal.worker
-    return _with(
-        config,
-        kafka=_with(
-            config.kafka, bootstrap_servers=address(config.kafka.bootstrap_servers, "kafka_bootstrap_servers")
-        ),
-        connect=_with(config.connect, url=address(config.connect.url, "connect_url")),
-        redis=_with(config.redis, url=SecretStr(address(config.redis.url.get_secret_value(), "redis_url"))),
-        embedding=_with(embedding, url=address(embedding.url, "triton_grpc")),
-        temporal=_with(
-            config.temporal,
-            address=address(config.temporal.address, "temporal_address"),
-            ui_url=address(config.temporal.ui_url, "temporal_ui_url"),
-            worker=_with(
-                worker,
-                metrics_address=listen(worker.metrics_address, "worker_metrics_url"),
-                sdk_metrics_address=listen(worker.sdk_metrics_address, "worker_sdk_metrics_url"),
-            ),
-        ),
-        telemetry=_with(config.telemetry, address=listen(config.telemetry.address, "metrics_url")),
-        sources=tuple(source(item) for item in config.sources),
-    )
-
-
-def _with(settings: S, **changes: Any) -> S:
-    return settings.model_copy(update=changes)
+    result: Config = resolved(config, _LOCAL_ADDRESSES)
+    return result
 
 
 def _expand(value: Any, where: str) -> Any:
-    """Replace ${NAME} in every string by the environment's value."""
+    """Replace ${NAME} in every string by its value in the environment."""
     if isinstance(value, str):
         return _ENVIRONMENT.sub(lambda match: _environment(match[1], where), value)
     if isinstance(value, Mapping):
@@ -138,7 +133,7 @@ def _environment(name: str, where: str) -> str:
 
 
 def _explain(problem: Any, where: str) -> str:
-    """One pydantic problem as a sentence: file, key, what is wrong, what is allowed."""
+    """Describe one pydantic problem in a sentence: file, key, what is wrong, what is allowed."""
     path = [part for part in problem["loc"] if part not in ("postgres", "events")]
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
@@ -150,7 +145,7 @@ def _explain(problem: Any, where: str) -> str:
 
 
 def _known_keys(path: list[Any]) -> list[str]:
-    """Names of the keys allowed at a path of the document."""
+    """Return the names of the keys that are allowed at a path of the document."""
     models: list[type[BaseModel]] = [Config]
     for part in path:
         if isinstance(part, int):
@@ -165,7 +160,7 @@ def _known_keys(path: list[Any]) -> list[str]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes named anywhere inside a type annotation."""
+    """Return the settings classes named anywhere inside a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]

@@ -2,35 +2,35 @@
 
     LivevecError
     ├── ConfigError            daemon.toml or an argument is wrong; nothing was started
-    ├── StackError             the embedded stack could not start, stop or be found
+    ├── StackError             the embedded stack could not be started, stopped or found
     ├── ConnectorError         Kafka Connect or the preflight refused; carries the remedy
     ├── WorkflowError          Temporal refused or cannot be reached
-    └── FailureClass           what an adapter (Kafka, Redis, Triton, PostgreSQL) translates its errors to
+    └── FailureClass           the classes to which an adapter (Kafka, Redis, Triton, PostgreSQL) translates its errors
         ├── RetryLater         a part is away or overloaded: the same call may work after `retry_after_s`
-        ├── SplitBatch         this batch cannot pass as one: halve it, one member may be the cause
-        ├── RejectRow          this row can never pass as it is: dead-letter it, its neighbours go on
-        ├── StopPipeline       one pipeline cannot go on without a person (a changed table); others go on
-        └── StopProcess        going on would lose or damage data: stop, say what to do
+        ├── SplitBatch         the batch was refused as a whole: halve it, one member may be the cause
+        ├── RejectRow          this row can never pass as it is: dead-letter it, the other rows go on
+        ├── StopPipeline       one pipeline needs a person (its table was changed); the others go on
+        └── StopProcess        going on could lose or damage data: stop and say what to do
 
-Each message says what happened and what to do next; `str(error)` is fit for a person.
-Vendor exceptions become a FailureClass in one place per adapter and nowhere else.
+Each message says what happened and what to do; `str(error)` can be shown to a person. Only one place of each adapter
+translates its vendor's exceptions to a FailureClass.
 """
 
 
 class LivevecError(Exception):
-    """Base of every error that livevec raises on purpose."""
+    """The base of every error that livevec raises on purpose."""
 
 
 class ConfigError(LivevecError):
-    """A setting, a file or an argument is wrong; says which one and what it may be."""
+    """A setting, a file or an argument is wrong; the message says which one and what is allowed."""
 
 
 class StackError(LivevecError):
-    """The embedded stack failed; names the server and its log file."""
+    """The embedded stack failed; the message names the server and its log file."""
 
 
 class ConnectorError(LivevecError):
-    """A connector or its source database is not fit; `remedy` is what to run or change."""
+    """A connector or its source database cannot be used; `remedy` says what to run or change."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(f"{message}; {remedy}" if remedy else message)
@@ -42,14 +42,14 @@ class WorkflowError(LivevecError):
 
 
 class FailureClass(LivevecError):
-    """Base of the classes that tell the pipeline what to do about a failure."""
+    """The base of the classes that say how a failure is handled."""
 
 
 class RetryLater(FailureClass):
     """The same call may succeed later.
 
     Attributes:
-        retry_after_s: how long to wait at least, in seconds; the other side's own word where it gave one.
+        retry_after_s: the shortest wait, in seconds; as the server asked for it, where it did.
     """
 
     def __init__(self, message: str, retry_after_s: float = 0.1) -> None:
@@ -58,7 +58,7 @@ class RetryLater(FailureClass):
 
 
 class SplitBatch(FailureClass):
-    """The batch as a whole was refused; its halves may pass."""
+    """The batch was refused as a whole; its halves may pass."""
 
 
 class RejectRow(FailureClass):
@@ -74,8 +74,8 @@ class RejectRow(FailureClass):
 
 
 class StopPipeline(FailureClass):
-    """One pipeline cannot go on before a person has acted; the other pipelines go on."""
+    """One pipeline cannot go on until a person has acted; the other pipelines go on."""
 
 
 class StopProcess(FailureClass):
-    """The process must end: what it would do next could lose or damage data."""
+    """The process must end, because going on could lose or damage data."""

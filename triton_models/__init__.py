@@ -1,7 +1,7 @@
-"""The Triton model repository and what builds it.
+"""The Triton model repository and the code that builds it.
 
-Apart from the rest: what lies under `text_embedder/` and `text_embedder_gpu/` runs inside Triton's Python stub,
-so nothing here imports the daemon, and nothing there imports this package.
+What lies under `text_embedder/` and `text_embedder_gpu/` runs inside Triton's Python stub and does not import this
+package; nothing here imports the daemon.
 """
 
 from triton_models.build import Built, Device, build_model, build_repository, packaged_weights

@@ -1,4 +1,4 @@
-"""Makes a Triton model repository from a sentence-transformers folder."""
+"""The build of a Triton model repository from a sentence-transformers folder."""
 
 import fcntl
 import hashlib
@@ -48,9 +48,9 @@ class Built:
 
 
 def packaged_weights() -> Path:
-    """The sentence-transformers folder of all-MiniLM-L6-v2 inside the installed weights package.
+    """Return the sentence-transformers folder of all-MiniLM-L6-v2 inside the installed weights package.
 
-    Found without importing the package, which would ask for torch.
+    The package is not imported, because it would need torch.
     """
     spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
     for package in (spec and spec.submodule_search_locations) or ():
@@ -63,7 +63,7 @@ def packaged_weights() -> Path:
 
 
 def build_repository(source: Path, out: Path, *, name: str = "text_embedder") -> None:
-    """Writes the model in the folder `source`, for CPU, into the Triton model repository `out`; see `build_model`."""
+    """Write the model of the folder `source`, for CPU, into the Triton model repository `out`; see `build_model`."""
     build_model(read_source(source), out, name=name)
 
 
@@ -75,13 +75,14 @@ def build_model(
     device: Device = "cpu",
     gpu: GpuOptions = GpuOptions(),  # noqa: B008  # frozen
 ) -> Built:
-    """Writes `name` into the Triton model repository `out`.
+    """Write the model `name` into the Triton model repository `out`.
 
-    Returns at once where `out` holds this very model already. Another one, or one that an older livevec
-    built, is replaced, each Triton model in one step: Triton never finds half of one. Both devices give the
-    same embedding space, under the same name and fingerprint.
+    Nothing is written where `out` already holds this model. Another one, or one that an older livevec built, is
+    replaced, each Triton model in one step: Triton never finds half of one. Both devices give the same embedding
+    space, under the same name and fingerprint.
 
-    Raises ModelSourceError.
+    Raises:
+        ModelSourceError: the model cannot be built; says why.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ModelSourceError(f"{name!r} cannot name a Triton model; use letters, digits, _ and -")
@@ -90,8 +91,8 @@ def build_model(
     build = _build_fingerprint(fingerprint, device, gpu)
     # Triton loads a model when its folder appears, and an ensemble needs its steps.
     steps = tuple(f"{name}_{step}" for step in STEPS)
-    wanted = (*steps, name) if device == "gpu" else (name,)
-    built = Built(tuple(out / part for part in reversed(wanted)), fingerprint, fresh=True)
+    parts = (*steps, name) if device == "gpu" else (name,)
+    built = Built(tuple(out / part for part in reversed(parts)), fingerprint, fresh=True)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         if all(_built(folder) == build for folder in built.folders):
@@ -105,10 +106,10 @@ def build_model(
             new, old = temporary / "new", temporary / "old"
             old.mkdir()
             _write(model, new, name=name, device=device, build=build, gpu=gpu)
-            for part in wanted:
+            for part in parts:
                 _replace(new / part, out / part, old / part)
-            # Of a model for the other device; other people's models are not ours to remove.
-            for part in set(steps) - set(wanted):
+            # What an earlier build for the other device left; models that livevec did not build stay.
+            for part in set(steps) - set(parts):
                 if _built(out / part) is not None:
                     (out / part).rename(old / part)
         finally:
@@ -117,7 +118,7 @@ def build_model(
 
 
 def _check_tokenizer(model: ModelSource) -> None:
-    """Triton would find out only when it loads the model."""
+    """Raise ModelSourceError for a broken tokenizer, which Triton would notice only when it loads the model."""
     try:
         Tokenizer.from_file(str(model.tokenizer))
     except Exception as error:  # The package has no error of its own.
@@ -160,7 +161,7 @@ def _write(
         "pooling": model.pooling,
         "normalize": model.normalize,
         "prompts": {"document": model.document_prompt, "query": model.query_prompt},
-        # Of the processor; null takes every core that the process may run on.
+        # null: every core that the process may run on.
         "threads": None,
     }
     for part in folder.iterdir():
@@ -169,7 +170,7 @@ def _write(
 
 def _build_fingerprint(fingerprint: str, device: Device, gpu: GpuOptions) -> str:
     digest = hashlib.sha256(f"{fingerprint} {gpu if device == 'gpu' else ''}".encode())
-    # Everything of ours that decides what is built.
+    # All code of this package decides what is built.
     here = Path(__file__).parent
     for path in sorted(path for ending in ("py", "pbtxt") for path in here.rglob(f"*.{ending}")):
         digest.update(path.read_bytes())
@@ -177,7 +178,7 @@ def _build_fingerprint(fingerprint: str, device: Device, gpu: GpuOptions) -> str
 
 
 def _built(folder: Path) -> str | None:
-    """The build that `folder` holds, or None."""
+    """Return the build that `folder` holds, or None."""
     try:
         return str(json.loads((folder / "1" / "settings.json").read_bytes())["build"])
     except (FileNotFoundError, ValueError, KeyError):
@@ -186,7 +187,7 @@ def _built(folder: Path) -> str | None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Two processes that build into one repository take turns."""
+    """Let processes that build into one repository take turns."""
     descriptor = os.open(out.parent / f".{out.name}-build.lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

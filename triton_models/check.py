@@ -1,4 +1,4 @@
-"""Compares a model's built encoders with each other, on sample texts.
+"""The comparison of a model's built encoders with each other, on sample texts.
 
 The reference is the ONNX graph in float32. It and the OpenVINO graph are made from the weights independently.
 """
@@ -48,8 +48,8 @@ Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Cosines of one form's vectors to the reference's, over all samples."""
+class FormComparison:
+    """The cosines between the vectors of one form of a model and those of the reference, over all samples."""
 
     form: str
     cosine_min: float
@@ -60,8 +60,8 @@ class Comparison:
         return self.cosine_min >= COSINE_MIN
 
 
-def check_model(model: ModelSource, report: Callable[[str], None] = lambda _: None) -> list[Comparison]:
-    """Builds `model` for both devices in a temporary folder and runs every form of it on CPU."""
+def check_model(model: ModelSource, report: Callable[[str], None] = lambda _: None) -> list[FormComparison]:
+    """Build `model` for both devices in a temporary folder and run every form of it on CPU."""
     with tempfile.TemporaryDirectory() as folder:
         cpu, gpu = Path(folder, "cpu"), Path(folder, "gpu")
         report("building")
@@ -93,7 +93,7 @@ def check_model(model: ModelSource, report: Callable[[str], None] = lambda _: No
 
 
 def served_module(path: Path) -> ModuleType:
-    """The very file that Triton runs, imported as it is there: with its folder on the path."""
+    """Import a file that Triton runs as Triton does: with its folder on the path."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -107,13 +107,13 @@ def served_module(path: Path) -> ModuleType:
 
 
 def _by_length(tokens: Sequence[Sequence[Any]], rows_max: int = 4) -> Iterator[list[int]]:
-    """Rows of similar lengths: padding of a short text to a long one costs as much as the long one."""
+    """Yield rows of similar lengths: a short text that is padded to a long one costs as much as the long one."""
     rows = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
     return (rows[begin : begin + rows_max] for begin in range(0, len(rows), rows_max))
 
 
-def _compared(form: str, vectors: Vectors, reference: Vectors) -> Comparison:
+def _compared(form: str, vectors: Vectors, reference: Vectors) -> FormComparison:
     products = (vectors * reference).sum(axis=1)
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
     cosines = products / lengths
-    return Comparison(form, float(cosines.min()), float(cosines.mean()))
+    return FormComparison(form, float(cosines.min()), float(cosines.mean()))

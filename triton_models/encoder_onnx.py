@@ -27,14 +27,15 @@ MASKED = -1e4  # added to attention scores of padding; finite in float16
 
 
 def save_onnx(source: ModelSource, path: Path, precision: Precision = "fp16") -> None:
-    """Writes and checks `path`; see `onnx_model`."""
+    """Write and check `path`; see `onnx_model`."""
     model = onnx_model(source, precision)
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
 
 
 def onnx_model(source: ModelSource, precision: Precision) -> onnx.ModelProto:
-    """Inputs: input_ids and attention_mask, int32 [B, L]; output: EMBEDDING, float32 [B, dimension]."""
+    """Return a graph with the inputs input_ids and attention_mask, int32 [B, L], and the output EMBEDDING, float32
+    [B, dimension]."""
     model = _Graph(source, precision).model()
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > WEIGHTS_BYTES_MAX:
         raise ModelSourceError(
@@ -45,7 +46,7 @@ def onnx_model(source: ModelSource, precision: Precision) -> onnx.ModelProto:
 
 
 class _Graph:
-    """Values are known by their names, as in ONNX itself."""
+    """Builds the graph; values are known by their names, as in ONNX itself."""
 
     def __init__(self, source: ModelSource, precision: Precision) -> None:
         self._source = source
@@ -163,7 +164,7 @@ class _Graph:
         return self._add("LayerNormalization", x, weight, bias, axis=-1, epsilon=epsilon)
 
     def _activation(self, x: str) -> str:
-        """The gelus of BERT (erf) and of its later relatives (tanh): operators of their own only since opset 20."""
+        """Add the gelu of BERT (erf) or of its later relatives (tanh), which are operators only since opset 20."""
         if self._shape.activation == "relu":
             return self._add("Relu", x)
         half = self._add("Mul", x, self._scalar(0.5))
@@ -186,7 +187,7 @@ class _Graph:
         return self._add("Squeeze", mean, self._integers(1))
 
     def _normalized(self, x: str) -> str:
-        """By its largest number first: TensorRT may take float16 here too, and squares would leave it."""
+        """Divide by the largest number first: TensorRT may use float16 here, in which squares overflow."""
         largest = self._add("ReduceMax", self._add("Abs", x), axes=[1], keepdims=1)
         x = self._add("Div", x, self._add("Max", largest, self._float32(1e-6)))
         length = self._add("ReduceL2", x, axes=[1], keepdims=1)

@@ -18,7 +18,7 @@ MASKED = np.float32(-1e4)  # added to attention scores of padding; finite in bfl
 
 
 def save_encoder(source: ModelSource, path: Path) -> None:
-    """Writes `path` (.xml) and its .bin; inputs, for T tokens in all, B texts and a grid of L positions:
+    """Write `path` (.xml) and its .bin. The inputs, for T tokens in all, B texts and a grid of L positions, are
 
     ids [T], positions [T]: each token, and its place in its text;
     grid [B, L]: the token at each place of each text (any token where the text has ended);

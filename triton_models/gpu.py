@@ -23,7 +23,7 @@ TUNED_LENGTH = 64
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """What only the machine with the GPU can know.
+    """The options that depend on the machine with the GPU.
 
     Attributes:
         engine_cache: its folder for compiled engines; all but the last part of the path must exist.
@@ -37,13 +37,13 @@ class GpuOptions:
 def write_ensemble(
     model: ModelSource, folder: Path, *, config: Mapping[str, object], build: str, options: GpuOptions
 ) -> None:
-    """Writes the three models into `folder`: `NAME`, `NAME_tokenizer`, `NAME_encoder`.
+    """Write the three models into `folder`: `NAME`, `NAME_tokenizer`, `NAME_encoder`.
 
     Args:
-        config: what fills the templates of both devices.
-        build: names what is built, weights included: engines of other builds are not taken for this one's.
+        config: the values for the templates of both devices.
+        build: names the build, weights included, so that engines of other builds are not used for it.
     """
-    # Not needed, and not asked for, by a model for CPU.
+    # Imported here: a model for CPU does not need onnx.
     from triton_models.encoder_onnx import save_onnx
 
     name, batch_max = config["name"], config["max_batch_size"]
@@ -53,7 +53,7 @@ def write_ensemble(
 
     values = {
         **config,
-        # Escaped as protocol buffers' text form wants it, too.
+        # The escapes of JSON are also those of protocol buffers' text form.
         "engine_cache": json.dumps(options.engine_cache)[1:-1],
         "engine_prefix": f"{name}_{build}",
         "queue_policy": (

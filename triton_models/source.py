@@ -1,4 +1,4 @@
-"""A sentence-transformers folder: what it says about its model."""
+"""A sentence-transformers folder, read and checked."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ class ModelSource:
         return self.folder / "tokenizer.json"
 
     def fingerprint(self) -> str:
-        """Names the embedding space: two builds with one fingerprint give comparable vectors."""
+        """Return a name of the embedding space: builds with the same fingerprint give comparable vectors."""
         digest = hashlib.sha256()
         for path in (self.weights, self.tokenizer):
             with path.open("rb") as file:
@@ -88,9 +88,10 @@ class ModelSource:
 def read_source(
     folder: Path, *, document_prompt: str | None = None, query_prompt: str | None = None
 ) -> ModelSource:
-    """Reads `folder`; prompts that are given replace the folder's own.
+    """Read `folder`; prompts that are given replace the folder's own.
 
-    Raises ModelSourceError where it is not a BERT-family sentence-transformers model.
+    Raises:
+        ModelSourceError: it is not a BERT-family sentence-transformers model.
     """
     _require_files(folder)
     shape = _encoder_shape(_read_json(folder / "config.json"), folder)
@@ -112,7 +113,7 @@ def read_source(
 
 
 def published_prompts(model: ModelSource) -> tuple[str, str] | None:
-    """Document and query prompt that models of this name were trained with; None where the name tells nothing."""
+    """Return the document and query prompt that models of this name were trained with, or None if it is unknown."""
     original = _read_json(model.folder / "config.json").get("_name_or_path", "")
     for name in (model.folder.resolve().name, str(original)):
         for pattern, prompts in PUBLISHED_PROMPTS:
@@ -188,7 +189,7 @@ def _encoder_shape(config: dict[str, Any], folder: Path) -> EncoderShape:
 
 
 def _modules(folder: Path) -> dict[str, str]:
-    """Kind of module -> its sub-folder; empty for a folder without modules.json."""
+    """Return the sub-folder of each kind of module; empty for a folder without modules.json."""
     path = folder / "modules.json"
     if not path.is_file():
         return {}
@@ -228,7 +229,7 @@ def _pooling(path: Path) -> Pooling:
 
 
 def _prompts(config: dict[str, Any]) -> tuple[str, str]:
-    """The prefixes of a stored text and of a search."""
+    """Return the prompts of a stored text and of a search."""
     prompts = config.get("prompts") or {}
     default = prompts.get(config.get("default_prompt_name") or "", "")
 

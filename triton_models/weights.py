@@ -1,4 +1,4 @@
-"""Reading a safetensors file without torch."""
+"""The reader of a safetensors file, without torch."""
 
 import json
 import mmap
@@ -14,7 +14,7 @@ WORDS = "embeddings.word_embeddings.weight"
 
 
 class EncoderTensors:
-    """An encoder's tensors by the names that BERT gave them, whatever stands before these in the file."""
+    """An encoder's tensors by the names that BERT gave them, whatever prefix these have in the file."""
 
     def __init__(self, source: ModelSource) -> None:
         self._source = source
@@ -30,9 +30,9 @@ class EncoderTensors:
             ) from None
 
     def positions(self) -> FloatArray:
-        """[max_tokens, hidden_size]: the vector that each place in a text adds to its word's.
+        """Return the vectors that each place in a text adds to its word's, [max_tokens, hidden_size].
 
-        One sentence per text, so every token has type 0: its vector is folded in.
+        A text is one sentence, so that every token has type 0, whose vector is added here.
         """
         first = self._source.shape.position_offset
         table = self["embeddings.position_embeddings.weight"][first : first + self._source.max_tokens]
@@ -41,9 +41,9 @@ class EncoderTensors:
 
 
 def read_safetensors(path: Path) -> dict[str, FloatArray]:
-    """All floating-point tensors of `path` as float32 (views of the mapped file where they are float32).
+    """Read all floating-point tensors of `path` as float32 (views of the mapped file where they are float32).
 
-    The format: 8 bytes with the header's length, a JSON header, then the tensors' bytes
+    The format is 8 bytes with the header's length, a JSON header, then the tensors' bytes
     (https://github.com/huggingface/safetensors#format). The official reader has no bfloat16 for numpy,
     and newer models are published in it.
     """
@@ -68,7 +68,7 @@ def read_safetensors(path: Path) -> dict[str, FloatArray]:
 
 
 def _as_float32(mapped: mmap.mmap, dtype: str, offset: int, size_bytes: int) -> FloatArray | None:
-    """The tensor at `offset`, or None for one that is not floating point (position ids, for instance)."""
+    """Return the tensor at `offset`, or None for one that is not floating point (position ids, for instance)."""
     if dtype == "F32":
         return np.frombuffer(mapped, np.float32, size_bytes // 4, offset)
     if dtype == "F16":

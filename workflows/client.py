@@ -1,4 +1,4 @@
-"""The way to Temporal: connecting, starting a workflow, following it to its end, and its address in the UI."""
+"""Speaks with Temporal: connects, starts a workflow, asks and tells it, and follows it to its end."""
 
 import asyncio
 import dataclasses
@@ -10,12 +10,15 @@ from urllib.parse import quote
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import (
     Client,
+    RPCTimeoutOrCancelledError,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateStage,
 )
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -30,12 +33,18 @@ from workflows import search_attributes
 from workflows.codec import codec
 from workflows.progress import Beat, Contract, Progress, beating
 
-_QUERY_TIMEOUT = timedelta(seconds=2)
+_PROGRESS_S = 2.0
+_ANSWER_S = 15.0
+_NO_WORKER = "no worker answers; start one: `livevec worker`"
 _GONE = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
 
 
+class NoSuchWorkflow(WorkflowError):
+    """No workflow of that id runs."""
+
+
 def data_converter(settings: TemporalSettings) -> DataConverter:
-    """Pydantic values as JSON, encrypted where a key is configured; then failures are as well."""
+    """Return what writes pydantic values as JSON, encrypted where a key is configured; then failures are as well."""
     encrypting = codec(settings)
     if encrypting is None:
         return pydantic_data_converter
@@ -47,7 +56,7 @@ def data_converter(settings: TemporalSettings) -> DataConverter:
 
 
 async def connect(config: Config, runtime: Runtime | None = None) -> Client:
-    """A client of the configured namespace.
+    """Return a client of the configured namespace.
 
     Args:
         runtime: of the SDK, where it has its own metrics.
@@ -92,7 +101,7 @@ def _unreachable(error: RuntimeError | RPCError, settings: TemporalSettings) -> 
 
 
 def ui_address(config: Config, workflow_id: str, run_id: str | None = None) -> str:
-    """Where the workflow (or one run of it) is shown in Temporal's UI."""
+    """Return where the workflow (or one run of it) is shown in Temporal's UI."""
     settings = config.temporal
     address = (
         f"{settings.ui_url.rstrip('/')}/namespaces/{settings.namespace}/workflows/{quote(workflow_id, '')}"
@@ -146,19 +155,74 @@ async def start(
         raise WorkflowError(f"Temporal refused to start {workflow_id} ({error.message})") from error
 
 
-async def progress(handle: WorkflowHandle[Any, Any]) -> Progress | None:
-    """The answer of its `progress` query; None while no worker answers."""
+async def query(
+    handle: WorkflowHandle[Any, Any],
+    name: Any,
+    *arguments: object,
+    result_type: type[Any] | None = None,
+    timeout_s: float = _ANSWER_S,
+) -> Any:
+    """Return the answer of a query, by its name or its method.
+
+    Raises:
+        NoSuchWorkflow: it never ran.
+        WorkflowError: it does not answer; says why.
+    """
     try:
-        found: Progress = await handle.query("progress", result_type=Progress, rpc_timeout=_QUERY_TIMEOUT)
-    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+        return await handle.query(
+            name, args=arguments, result_type=result_type, rpc_timeout=timedelta(seconds=timeout_s)
+        )
+    except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+        raise WorkflowError(f"{handle.id} does not answer ({error})") from error
+    except RPCError as error:
+        raise rpc_failure(handle.id, error) from error
+
+
+async def update(handle: WorkflowHandle[Any, Any], name: Any, *arguments: object) -> Any:
+    """Return the answer of an update, by its name or its method, however long it takes once it is accepted.
+
+    Raises:
+        NoSuchWorkflow: it does not run.
+        WorkflowError: the workflow refused it, or no worker answers.
+    """
+    try:
+        started = await handle.start_update(
+            name,
+            args=arguments,
+            wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+            rpc_timeout=timedelta(seconds=_ANSWER_S),
+        )
+        return await started.result()
+    except WorkflowUpdateFailedError as error:
+        raise WorkflowError(f"{handle.id}: {reason(error)}") from error
+    except RPCTimeoutOrCancelledError as error:
+        raise WorkflowError(f"{handle.id}: {_NO_WORKER}") from error
+    except RPCError as error:
+        raise rpc_failure(handle.id, error) from error
+
+
+def rpc_failure(workflow_id: str, error: RPCError) -> WorkflowError:
+    """Return what a refusal of Temporal means for a person who asked for that workflow."""
+    if error.status is RPCStatusCode.NOT_FOUND:
+        return NoSuchWorkflow(f"no workflow {workflow_id!r} runs; `livevec workflows --all` lists them")
+    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+        return WorkflowError(f"{workflow_id}: {_NO_WORKER}")
+    return WorkflowError(f"{workflow_id}: Temporal refused ({error.message})")
+
+
+async def progress(handle: WorkflowHandle[Any, Any]) -> Progress | None:
+    """Return the answer of its `progress` query; None while no worker answers."""
+    try:
+        answer: Progress = await query(handle, "progress", result_type=Progress, timeout_s=_PROGRESS_S)
+    except WorkflowError:
         return None
-    return found
+    return answer
 
 
 async def progress_now(
     handle: WorkflowHandle[Any, Any], description: WorkflowExecutionDescription
 ) -> Progress | None:
-    """`progress`, with what the running activity has done since it began."""
+    """Return `progress`, with what the running activity has done since it began."""
     answer = await progress(handle)
     return None if answer is None else beating(answer, await _beat(handle, description))
 
@@ -179,7 +243,7 @@ async def follow(
     result_type: type[Any] | None = None,
     poll_s: float = 0.5,
 ) -> Any:
-    """The result of a workflow, over all its runs; tells its progress meanwhile.
+    """Return the result of a workflow, over all its runs; show its progress meanwhile.
 
     Raises:
         WorkflowError: it failed, was cancelled or terminated; says why.
@@ -206,7 +270,7 @@ async def follow(
 
 
 async def result(handle: WorkflowHandle[Any, Any]) -> Any:
-    """The result of a workflow that has ended.
+    """Return the result of a workflow that has ended.
 
     Raises:
         WorkflowError: it did not end well.
@@ -220,10 +284,10 @@ async def result(handle: WorkflowHandle[Any, Any]) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """Why a workflow failed, without the wrapping that says only that an activity did."""
+    """Return why a workflow failed, without the wrapping that says only that an activity did."""
     causes = [error]
     while (cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None:
         causes.append(cause)
-    failures = [one for one in causes if isinstance(one, FailureError)]
+    failures = [cause for cause in causes if isinstance(cause, FailureError)]
     last = failures[-1] if failures else causes[-1]
     return last.message if isinstance(last, FailureError) else str(last)

@@ -33,7 +33,7 @@ class EncryptingCodec(PayloadCodec):
         return [self._encrypted(payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """See the class.
+        """Decrypt; what was written without a key stays as it is.
 
         Raises:
             WorkflowError: the key is not known, or the bytes are not what was written.
@@ -66,12 +66,12 @@ class EncryptingCodec(PayloadCodec):
 
 
 def key_id(key: bytes) -> str:
-    """A name that tells keys apart and tells nothing about them."""
+    """Return a name that tells keys apart and says nothing about them."""
     return hashlib.sha256(b"livevec codec" + key).hexdigest()[:12]
 
 
 def codec(settings: TemporalSettings) -> EncryptingCodec | None:
-    """As configured; None: payloads are stored as they are."""
+    """Return the configured codec; None: payloads are stored as they are."""
     key = settings.codec_key.get_secret_value()
     if not key:
         return None

@@ -1,4 +1,4 @@
-"""What every workflow offers: pause, resume, throttle and progress; and activities that end early when asked to."""
+"""What every workflow offers: pause, resume, throttle and progress; and activities that end early when asked to end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -21,7 +21,7 @@ RATE_MIN = 0.1
 
 
 def is_rate(rate_rows_s: float) -> bool:
-    """Whether one may throttle to it; 0: no limit."""
+    """Return whether a workflow may be throttled to it; 0: no limit."""
     return rate_rows_s == 0 or RATE_MIN <= rate_rows_s < float("inf")
 
 
@@ -29,8 +29,8 @@ class Controlled:
     """Base of the workflows.
 
     Updates for programs, validated: `pause`, `resume`, `throttle`. Signals of the same names for people in the UI.
-    A long activity is told of each of these by its cancellation: it then ends with what it has done so far, and is
-    begun again from there when and how it may go on.
+    Each of these cancels a long activity: it then ends with what it has done so far, and is started again from there
+    when, and as fast as, it may go on.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Controlled:
     # ---- what the workflows use
 
     def show(self, progress: Progress, **facts: object) -> None:
-        """Tell where it is: to the query, to the UI (current details), and, where it changed, to the list."""
+        """Show where it is: to the query, in the UI (current details), and, where it changed, in the list."""
         self._progress, self._facts = progress, facts
         self._publish()
 
@@ -131,7 +131,7 @@ class Controlled:
         limit: timedelta,
         summary: str = "",
     ) -> T:
-        """The result of an activity that is waited for to its end."""
+        """Return the result of an activity that is waited for to its end."""
         return await workflow.execute_activity_method(
             work,
             argument,
@@ -148,9 +148,10 @@ class Controlled:
         limit: timedelta,
         summary: str = "",
     ) -> T | None:
-        """The result of an activity that ends early, with what it has done so far, when this workflow is paused,
-        throttled or cancelled; None: it had not begun. Sets `cancelled`: then put down what is needed, and raise
-        `asyncio.CancelledError`.
+        """Return the result of an activity that ends early when this workflow is paused, throttled or cancelled.
+
+        It is what the activity has done so far; None: it had not begun. Sets `cancelled`: then note what is needed,
+        and raise `asyncio.CancelledError`.
         """
         handle = workflow.start_activity_method(
             work,
@@ -182,7 +183,7 @@ class Controlled:
             raise
 
     async def child(self, run: Any, order: Any, child_id: str, summary: str) -> Any:
-        """The result of a workflow that is paused, throttled and cancelled with this one."""
+        """Return the result of a workflow that is paused, throttled and cancelled with this one."""
         child = await workflow.start_child_workflow(
             run,
             order,
@@ -190,18 +191,18 @@ class Controlled:
             search_attributes=workflow.info().typed_search_attributes,
             static_summary=summary,
         )
-        told = (False, self.rate)
+        sent = (False, self.rate)
         try:
             while not child.done():
                 await workflow.wait_condition(
-                    lambda: child.done() or (self.is_paused, self.rate) != told  # noqa: B023 - as it is then
+                    lambda: child.done() or (self.is_paused, self.rate) != sent  # noqa: B023 - as it is then
                 )
                 paused, rate = self.is_paused, self.rate
-                if not child.done() and paused != told[0]:
+                if not child.done() and paused != sent[0]:
                     await child.signal("pause" if paused else "resume")
-                if not child.done() and rate != told[1]:
+                if not child.done() and rate != sent[1]:
                     await child.signal("throttle", rate or 0.0)
-                told = (paused, rate)
+                sent = (paused, rate)
         finally:
             if not child.done():
                 await ended(child)
@@ -209,7 +210,7 @@ class Controlled:
 
 
 async def unbroken(work: Coroutine[Any, Any, T]) -> T:
-    """The result, also where whoever waits is cancelled meanwhile: what was done must be known."""
+    """Return the result, also where whoever waits is cancelled meanwhile: what was done must be known."""
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
@@ -218,7 +219,7 @@ async def unbroken(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def ended(task: "asyncio.Task[T]") -> T | None:
-    """The result of a task that is not needed any more; None: it had none yet."""
+    """Cancel a task that is not needed any more and return its result; None: it had none yet."""
     if not task.done():
         task.cancel()
     try:

@@ -1,4 +1,4 @@
-"""Worker deployment versioning: which build of the worker runs which workflow.
+"""Worker deployment versioning says which build of the worker runs which workflow.
 
 Workflows here are auto-upgraded: they go on, from their next decision, on the build that is current. For a workflow
 that runs for hours and is continued as new this is what a lone worker needs: after an upgrade in place no process of
@@ -43,7 +43,7 @@ _PATIENCE_S = 60.0
 
 
 def build_id(settings: WorkerSettings) -> str:
-    """As configured, else the package's version and a hash of what decides."""
+    """Return the configured id, else the package's version and a hash of what decides."""
     if settings.build_id:
         return settings.build_id
     digest = hashlib.sha256()
@@ -53,7 +53,7 @@ def build_id(settings: WorkerSettings) -> str:
 
 
 def deployment(settings: WorkerSettings) -> WorkerDeploymentConfig | None:
-    """For the worker; None: without versioning."""
+    """Return the worker's deployment; None: it is not versioned."""
     if not settings.deployment:
         return None
     return WorkerDeploymentConfig(
@@ -64,7 +64,7 @@ def deployment(settings: WorkerSettings) -> WorkerDeploymentConfig | None:
 
 
 async def make_current(client: Client, version: WorkerDeploymentVersion) -> None:
-    """Let workflows run on this build; waits until Temporal has heard of it, by the worker's first poll.
+    """Let workflows run on this build; wait until Temporal has heard of it, by the worker's first poll.
 
     Raises:
         WorkflowError: Temporal refuses.

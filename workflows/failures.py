@@ -1,8 +1,8 @@
-"""What a failure of an activity means to Temporal: whether, and when, it is tried again. In this one place.
+"""The one place that says what a failure of an activity means to Temporal: whether, and when, it is tried again.
 
 Activities raise the daemon's own errors, whose class says what to do:
 
-    RetryLater                                    tried again, not before the other side's own word
+    RetryLater                                    tried again, not before the time that the other side named
     ConfigError, StopPipeline, StopProcess,       not tried again: a person has to act first; the workflow fails
     RejectRow, SplitBatch, other LivevecErrors    and says what to do
     anything else (a bug)                         tried again a few times, then the workflow fails
@@ -31,7 +31,7 @@ _SURPRISES_MAX = 5
 
 
 def application_error(error: Exception, attempt: int = 1) -> BaseException:
-    """The error in Temporal's terms.
+    """Return the error in Temporal's terms.
 
     Args:
         attempt: how often the activity was begun, this time included.

@@ -1,4 +1,4 @@
-"""Being asked to end early, and telling Temporal that one is alive."""
+"""How an activity is asked to end early, and tells Temporal that it is alive."""
 
 import asyncio
 import contextlib
@@ -7,37 +7,19 @@ from typing import Any, TypeVar
 
 from temporalio import activity
 
+from daemon.verify.pace import Interruption
+
 T = TypeVar("T")
 _BEAT_INTERVAL_S = 1.0
-
-
-class Interruption:
-    """Set once the workflow cancels the activity (a pause, a throttle, a cancel) or the worker is told to stop.
-
-    A step that runs is finished, so that its work is not done twice; then the activity returns what it has done.
-    """
-
-    def __init__(self) -> None:
-        self._asked = asyncio.Event()
-
-    @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
-
-    def ask(self) -> None:
-        self._asked.set()
-
-    async def wait(self, timeout_s: float) -> bool:
-        """Sleep for so long, or until asked; answers whether it was."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._asked.wait(), timeout_s)
-        return self.asked
 
 
 async def interruptible(
     work: Callable[[Interruption], Coroutine[Any, Any, T]], beat: Callable[[], tuple[Any, ...]]
 ) -> T:
-    """The result of `work`, which looks at its interruption between two steps. Heartbeats meanwhile.
+    """Return the result of `work`, which looks at its interruption between two steps. Heartbeats meanwhile.
+
+    It is asked to end once the workflow cancels the activity (a pause, a throttle, a cancel), or the worker is told to
+    stop; it then returns what it has done.
 
     Args:
         beat: what a heartbeat carries now: what another attempt goes on from, then a `Beat`.
@@ -61,7 +43,7 @@ async def interruptible(
 
 @contextlib.asynccontextmanager
 async def heartbeating(beat: Callable[[], tuple[Any, ...]]) -> AsyncIterator[None]:
-    """Heartbeats while the block runs, also while a part that is away is waited for."""
+    """Send heartbeats while the block runs, also while a part that is away is waited for."""
 
     async def go_on() -> None:
         while True:

@@ -1,4 +1,4 @@
-"""How far a workflow is: what its `progress` query answers, and what the command line and the UI show of it."""
+"""How far a workflow is, as its `progress` query answers it and the command line and the UI show it."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +24,7 @@ class Progress(Contract):
 
     @property
     def percent(self) -> int | None:
-        """Of the estimate; 100 at the end alone."""
+        """How much of the estimate is done; 100 at the end alone."""
         if self.phase == ENDED:
             return 100
         return min(99, 100 * self.done // self.total) if self.total else None
@@ -38,7 +38,7 @@ class Beat(Contract):
 
 
 def beating(progress: Progress, beat: Beat | None) -> Progress:
-    """The workflow's answer with what its running activity has done since."""
+    """Return the workflow's answer with what its running activity has done since."""
     if beat is None or progress.phase == "paused":
         return progress
     done, rate = progress.done + beat.done, beat.rate_per_s or progress.rate_per_s
@@ -48,12 +48,12 @@ def beating(progress: Progress, beat: Beat | None) -> Progress:
 
 
 def left_s(done: int, total: int | None, rate_per_s: float | None) -> float | None:
-    """Seconds until `total` at this rate; None where either is not known."""
+    """Return the seconds until `total` at this rate; None where either is not known."""
     return max(0, total - done) / rate_per_s if total is not None and rate_per_s else None
 
 
 def markdown(progress: Progress, **facts: object) -> str:
-    """Current details for Temporal's UI. `facts` are more lines; those that are None or empty are left out."""
+    """Return current details for Temporal's UI. `facts` are more lines; those that are None or empty are left out."""
     lines = [f"**{progress.phase}**"]
     if progress.total:
         lines.append(f"{progress.done:,} of about {progress.total:,} ({progress.percent} %)")
@@ -72,7 +72,7 @@ def markdown(progress: Progress, **facts: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `7 min`, `3 h 20 min`."""
+    """Return a duration for a person: `42 s`, `7 min`, `3 h 20 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

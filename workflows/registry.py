@@ -44,19 +44,14 @@ _PASSED_THROUGH = (
 
 
 def activities(resources: "Resources") -> list[Callable[..., Any]]:
-    """The activities, bound to what they share."""
-    found = []
-    for kind in ACTIVITIES:
-        instance = kind(resources)
-        for name in dir(kind):
-            method = getattr(instance, name)
-            if callable(method) and hasattr(method, "__temporal_activity_definition"):
-                found.append(method)
-    return found
+    """Return the activities, bound to what they share."""
+    instances = [kind(resources) for kind in ACTIVITIES]
+    methods = [getattr(instance, name) for instance in instances for name in dir(type(instance))]
+    return [method for method in methods if hasattr(method, "__temporal_activity_definition")]
 
 
 def sandbox() -> SandboxedWorkflowRunner:
-    """What runs workflow code, in the worker and in the replay tests alike."""
+    """Return what runs workflow code, in the worker and in the replay tests alike."""
     return SandboxedWorkflowRunner(
         restrictions=SandboxRestrictions.default.with_passthrough_modules(*_PASSED_THROUGH)
     )

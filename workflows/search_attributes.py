@@ -1,4 +1,4 @@
-"""What workflows can be found by in Temporal, and that Temporal knows of it."""
+"""The attributes by which Temporal finds workflows; registers them."""
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
@@ -16,7 +16,7 @@ ALL: tuple[SearchAttributeKey[str] | SearchAttributeKey[int], ...] = (PIPELINE, 
 
 
 def of(pipeline: str, table: str) -> TypedSearchAttributes:
-    """What a workflow starts with."""
+    """Return what a workflow starts with."""
     return TypedSearchAttributes([SearchAttributePair(PIPELINE, pipeline), SearchAttributePair(TABLE, table)])
 
 

@@ -33,8 +33,8 @@ _ALIVE_INTERVAL_S = 5.0
 _AWAY_S = 1.0
 
 
-def made(client: Client, config: Config, resources: Resources) -> Worker:
-    """A worker of the configured task queue, tuned so that what a killed one left is taken up soon."""
+def make_worker(client: Client, config: Config, resources: Resources) -> Worker:
+    """Return a worker of the configured task queue, tuned so that what a killed one left is taken up soon."""
     settings = config.temporal.worker
     return Worker(
         client,
@@ -84,7 +84,7 @@ async def _work(
     client: Client, config: Config, metrics: Metrics, health: Health, stop: asyncio.Event
 ) -> None:
     resources = Resources(config, metrics, health)
-    worker = made(client, config, resources)
+    worker = make_worker(client, config, resources)
     try:
         async with worker:
             await _until_stopped(stop, _current(client, config))
@@ -107,19 +107,19 @@ async def _current(client: Client, config: Config) -> None:
 
 
 async def _scheduled(client: Client, config: Config) -> None:
-    """What runs is worth more than what is to be begun tomorrow: without schedules the worker works as well."""
+    """Keep the schedules; without them the worker still does what runs now."""
     try:
         await schedules.keep(client, config)
     except WorkflowError as error:
         log.error(
             "reconciles_not_scheduled",
             error=str(error),
-            remedy="start the worker again, once Temporal lets it",
+            remedy="restart the worker once Temporal accepts schedules",
         )
 
 
 async def _connected(config: Config, health: Health) -> Client:
-    """The client, once Temporal is there; it may start after the worker."""
+    """Return the client, once Temporal is there; it may start after the worker."""
     runtime = _runtime(config.temporal.worker.sdk_metrics_address)
 
     async def attempt() -> Client:
@@ -164,7 +164,7 @@ async def _alive(health: Health) -> None:
 
 
 async def _until_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`; None: the worker is to stop first."""
+    """Return the result of `work`; None: the worker is to stop first."""
     doing, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)

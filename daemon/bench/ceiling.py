@@ -13,10 +13,10 @@ REQUESTS_IN_FLIGHT = 2
 
 
 def texts_per_s(settings: EmbeddingSettings, warm_up: Sequence[str], texts: Sequence[str]) -> float:
-    """Speed over `texts`, after `warm_up` was embedded.
+    """Return the speed over `texts`, measured after `warm_up` was embedded.
 
     Raises:
-        LivevecError: the embedder refused, or is away.
+        LivevecError: the embedder refused, or does not answer.
     """
     return asyncio.run(_measure(settings, warm_up, texts))
 
@@ -44,5 +44,5 @@ async def _feed(embedder: Embedder, texts: Sequence[str]) -> None:
 
 
 def requests_of(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The texts in their order, in requests of TEXTS_PER_REQUEST."""
+    """Split the texts, in their order, into requests of TEXTS_PER_REQUEST."""
     return (texts[start : start + TEXTS_PER_REQUEST] for start in range(0, len(texts), TEXTS_PER_REQUEST))

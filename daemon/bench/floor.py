@@ -1,7 +1,7 @@
 """The floor: the barest loop that does the job with none of the checks. Not for use: it loses rows at every fault.
 
-`python -m daemon.bench.floor SPEC`: consume, embed, HSET, in one thread. Writes a line to `samples` for each row:
-its id, and the seconds from its commit until Redis had answered.
+`python -m daemon.bench.floor SETTINGS`: consume, embed, HSET, in one thread. It writes one line to `samples` for
+each row: its id, and the seconds from its commit until Redis had answered.
 """
 
 import json
@@ -23,8 +23,14 @@ BATCH_MAX = 64
 
 
 @dataclass(frozen=True)
-class Spec:
-    """`prefix`: of the Redis keys; `index` is made over it. `partitions` are read from their beginning."""
+class FloorSettings:
+    """What the loop reads, where it embeds, and where it writes.
+
+    Attributes:
+        partitions: how many the topic has; all are read from their beginning.
+        prefix: of the Redis keys; `index` is made over it.
+        samples: the file of latencies.
+    """
 
     bootstrap_servers: str
     kafka_client: dict[str, str | int | float | bool]
@@ -50,31 +56,33 @@ class Spec:
 
 
 def main() -> None:
-    spec = Spec.from_json(Path(sys.argv[1]).read_text("utf-8"))
-    store = redis.Redis.from_url(spec.redis_url)
-    _create_index(store, spec)
+    settings = FloorSettings.from_json(Path(sys.argv[1]).read_text("utf-8"))
+    store = redis.Redis.from_url(settings.redis_url)
+    _create_index(store, settings)
     consumer = Consumer(
         {
-            **spec.kafka_client,
-            "bootstrap.servers": spec.bootstrap_servers,
-            "group.id": spec.group,
+            **settings.kafka_client,
+            "bootstrap.servers": settings.bootstrap_servers,
+            "group.id": settings.group,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
-            # Without these three the floor would be the defaults' latency.
+            # Without these three, the floor would be the defaults' latency.
             "fetch.wait.max.ms": 5,
             "fetch.min.bytes": 1,
             "fetch.queue.backoff.ms": 1,
         }
     )
-    consumer.assign([TopicPartition(spec.topic, number, 0) for number in range(spec.partitions)])
-    embedder = triton.InferenceServerClient(spec.triton)
-    with Path(spec.samples).open("w", buffering=1, encoding="utf-8") as samples:
+    consumer.assign([TopicPartition(settings.topic, number, 0) for number in range(settings.partitions)])
+    embedder = triton.InferenceServerClient(settings.triton)
+    with Path(settings.samples).open("w", buffering=1, encoding="utf-8") as samples:
         while True:
-            _batch(spec, consumer, embedder, store, samples)
+            _batch(settings, consumer, embedder, store, samples)
 
 
-def _batch(spec: Spec, consumer: Consumer, embedder: Any, store: "redis.Redis", samples: IO[str]) -> None:
-    """What is there, up to BATCH_MAX rows: embedded in one request, written in one pipeline."""
+def _batch(
+    settings: FloorSettings, consumer: Consumer, embedder: Any, store: "redis.Redis", samples: IO[str]
+) -> None:
+    """Embed what has arrived, up to BATCH_MAX rows, in one request, and write it in one pipeline."""
     first = consumer.poll(0.02)
     if first is None:
         return
@@ -85,11 +93,11 @@ def _batch(spec: Spec, consumer: Consumer, embedder: Any, store: "redis.Redis", 
     rows = [envelope["after"] for envelope in envelopes]
     tensor = triton.InferInput("TEXT", [len(rows), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[row["body"].encode()] for row in rows], dtype=np.object_))
-    vectors = embedder.infer(spec.model, [tensor]).as_numpy("EMBEDDING")
+    vectors = embedder.infer(settings.model, [tensor]).as_numpy("EMBEDDING")
     pipe = store.pipeline(transaction=False)
     for row, vector in zip(rows, vectors, strict=True):
         fields = {"id": row["id"], "chunk": 0, "text": row["body"], "embedding": vector.tobytes()}
-        pipe.hset(f"{spec.prefix}{row['id']}", mapping=cast(Any, fields))
+        pipe.hset(f"{settings.prefix}{row['id']}", mapping=cast(Any, fields))
     pipe.execute()
     now_s = time.time()
     samples.writelines(
@@ -98,18 +106,18 @@ def _batch(spec: Spec, consumer: Consumer, embedder: Any, store: "redis.Redis", 
     )
 
 
-def _create_index(store: "redis.Redis", spec: Spec) -> None:
-    """The same index as livevec's."""
+def _create_index(store: "redis.Redis", settings: FloorSettings) -> None:
+    """Create the same index as livevec's."""
     vector = {
         "TYPE": "FLOAT32",
-        "DIM": spec.dimension,
+        "DIM": settings.dimension,
         "DISTANCE_METRIC": "COSINE",
-        "M": spec.m,
-        "EF_CONSTRUCTION": spec.ef_construction,
+        "M": settings.m,
+        "EF_CONSTRUCTION": settings.ef_construction,
     }
-    cast(Any, store.ft(spec.index)).create_index(
+    cast(Any, store.ft(settings.index)).create_index(
         [TagField("id"), VectorField("embedding", "HNSW", vector)],
-        definition=cast(Any, IndexDefinition)(prefix=[spec.prefix], index_type=IndexType.HASH),
+        definition=cast(Any, IndexDefinition)(prefix=[settings.prefix], index_type=IndexType.HASH),
     )
 
 

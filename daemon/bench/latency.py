@@ -1,4 +1,4 @@
-"""Measures commit to searchable: systems take turns under the same load, so that none disturbs another."""
+"""Measuring latency, commit to searchable: systems take turns under the same load, so that none disturbs another."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from daemon.bench.load import LoadRow, Table
+from daemon.bench.load import LoadRow, LoadTable
 from daemon.errors import LivevecError
 
 WARM_UP_ROWS = 200
@@ -29,14 +29,14 @@ class Latency:
     committed_at_s: float = 0.0
 
 
-class System(Protocol):
-    """What is measured: something that makes the rows of one table searchable."""
+class MeasuredSystem(Protocol):
+    """A system that makes the rows of one table searchable."""
 
     name: str
-    table: Table
+    table: LoadTable
 
     def arrived(self) -> Sequence[Latency]:
-        """What became searchable since the last call.
+        """Return the rows that became searchable since the last call.
 
         Raises:
             LivevecError: the system has ended.
@@ -49,11 +49,11 @@ OnProgress = Callable[[str, int, int], None]
 
 
 def measure(
-    systems: Sequence[System], rows: Sequence[LoadRow], rate: float, on_progress: OnProgress
+    systems: Sequence[MeasuredSystem], rows: Sequence[LoadRow], rate: float, on_progress: OnProgress
 ) -> dict[str, list[Latency]]:
-    """Latencies of each system by its name: `rows` go through every system, in blocks that take turns.
+    """Send `rows` through every system, in blocks that take turns; return each system's latencies by its name.
 
-    Their ids count up. The first WARM_UP_ROWS (or a fifth of all, where that is less) are not counted.
+    The ids of the rows count up. The first WARM_UP_ROWS (or a fifth of all, where that is less) are not counted.
 
     Raises:
         LivevecError: rows did not become searchable.
@@ -61,44 +61,49 @@ def measure(
     warm_up = warm_up_rows(len(rows))
     done, total = 0, len(rows) * len(systems)
     counted: dict[str, list[Latency]] = {system.name: [] for system in systems}
+
+    def on_insert(count: int) -> None:
+        on_progress("rows", done + count, total)
+
     for number, block in enumerate(blocks(rows, warm_up, rate)):
-        # Who goes first takes turns too.
+        # The system that goes first alternates too.
         for system in systems if number % 2 == 0 else systems[::-1]:
-            found = _run(system, block, rate, lambda count, at=done: on_progress("rows", at + count, total))  # type: ignore[misc]
+            latencies = _run(system, block, rate, on_insert)
             done += len(block)
             if block[0].id - rows[0].id >= warm_up:
-                counted[system.name] += found
+                counted[system.name] += latencies
     return counted
 
 
 def warm_up_rows(rows: int) -> int:
+    """Return how many of so many rows only warm a system up."""
     return min(WARM_UP_ROWS, rows // 5)
 
 
 def blocks(rows: Sequence[LoadRow], warm_up: int, rate: float) -> list[Sequence[LoadRow]]:
-    """The rows in blocks of about two seconds; none holds both warm-up and counted rows."""
+    """Split the rows into blocks of about two seconds; none holds both warm-up and counted rows."""
     size = max(_BLOCK_ROWS_MIN, round(rate * _BLOCK_S))
     edges = [*range(0, warm_up, size), *range(warm_up, len(rows), size), len(rows)]
     return [rows[start:end] for start, end in pairwise(edges) if start < end]
 
 
 def _run(
-    system: System, block: Sequence[LoadRow], rate: float, on_insert: Callable[[int], None]
+    system: MeasuredSystem, block: Sequence[LoadRow], rate: float, on_insert: Callable[[int], None]
 ) -> list[Latency]:
     """Insert one block, and wait until all of it is searchable."""
     system.table.insert(block, rate, on_insert)
     missing = {str(row.id) for row in block}
-    found: list[Latency] = []
-    ends_at = time.monotonic() + _ARRIVAL_TIMEOUT_S
+    latencies: list[Latency] = []
+    ends_at_s = time.monotonic() + _ARRIVAL_TIMEOUT_S
     while missing:
-        for one in system.arrived():
-            if one.id in missing:
-                missing.discard(one.id)
-                found.append(one)
-        if missing and time.monotonic() > ends_at:
+        for latency in system.arrived():
+            if latency.id in missing:
+                missing.discard(latency.id)
+                latencies.append(latency)
+        if missing and time.monotonic() > ends_at_s:
             raise LivevecError(
                 f"{len(missing)} of {len(block)} rows did not become searchable through {system.name} within "
                 f"{_ARRIVAL_TIMEOUT_S:g} s; see `livevec status`"
             )
         time.sleep(_ARRIVAL_POLL_S)
-    return found
+    return latencies

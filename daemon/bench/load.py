@@ -1,17 +1,17 @@
 """The load of a measurement: real texts of a given length, inserted one commit at a time at given times."""
 
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import psycopg
 
 from daemon.errors import LivevecError
 
 _TOKENS_PER_WORD = 1.3
-"""Of English glosses with a BERT word-piece vocabulary."""
+"""For English glosses with a BERT word-piece vocabulary."""
 _SPECIAL_TOKENS = 2
 
 
@@ -25,35 +25,24 @@ class LoadRow:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A row and when it is inserted, in seconds from the beginning."""
+    """A row, and when it is inserted, in seconds from the beginning."""
 
     at_s: float
     row: LoadRow
 
 
-def random_arrivals(rows: Sequence[LoadRow], rate: float, seed: int) -> list[Arrival]:
-    """A Poisson process: as many clients that know nothing of one another would insert; the same for a seed."""
-    draw = random.Random(seed)
-    at_s = 0.0
-    arrivals = []
-    for row in rows:
-        arrivals.append(Arrival(at_s, row))
-        at_s += draw.expovariate(rate)
-    return arrivals
-
-
 def rows_of(sentences: Iterable[str], tokens: int, count: int) -> list[LoadRow]:
-    """So many rows of about so many tokens each, cut from sentences joined in their order; all texts differ.
+    """Return `count` rows of about `tokens` tokens each, cut from the joined sentences; all texts differ.
 
     Raises:
         ValueError: there are no sentences.
     """
-    words_wanted = max(1, round((tokens - _SPECIAL_TOKENS) / _TOKENS_PER_WORD))
+    words_per_row = max(1, round((tokens - _SPECIAL_TOKENS) / _TOKENS_PER_WORD))
     words = _words(sentences)
     rows: list[LoadRow] = []
     seen: set[str] = set()
     while len(rows) < count:
-        text = " ".join(next(words) for _ in range(words_wanted))
+        text = " ".join(next(words) for _ in range(words_per_row))
         if text in seen:
             # Short texts repeat themselves, and an embedder's caller may embed equal ones once.
             text = f"{text} {len(rows)}"
@@ -63,14 +52,14 @@ def rows_of(sentences: Iterable[str], tokens: int, count: int) -> list[LoadRow]:
 
 
 def _words(sentences: Iterable[str]) -> Iterator[str]:
-    known = [word for sentence in sentences for word in sentence.split()]
-    if not known:
-        raise ValueError("no sentences")
-    return cycle(known)
+    words = [word for sentence in sentences for word in sentence.split()]
+    if not words:
+        raise ValueError("there are no sentences to cut texts from")
+    return cycle(words)
 
 
-class Table:
-    """A table of texts.
+class LoadTable:
+    """A table of texts in PostgreSQL.
 
     Args:
         connection: in autocommit mode, so that each insert is its own commit.
@@ -89,20 +78,20 @@ class Table:
         self._connection.execute(f"DROP TABLE IF EXISTS {self.name}".encode())
 
     def insert(self, rows: Sequence[LoadRow], rate: float, on_insert: Callable[[int], None]) -> None:
-        """Insert at a steady rate: each at its own time, whatever the one before took.
+        """Insert at a steady rate: each row at its own time, however long the one before took.
 
         Raises:
-            LivevecError: PostgreSQL refuses.
+            LivevecError: PostgreSQL refused.
         """
         self.replay([Arrival(number / rate, row) for number, row in enumerate(rows)], on_insert)
 
     def replay(self, arrivals: Sequence[Arrival], on_insert: Callable[[int], None]) -> None:
-        """Insert each row at its time; those that are late go at once, in their order.
+        """Insert each row at its time; rows that are late are inserted at once, in their order.
 
         Raises:
-            LivevecError: PostgreSQL refuses.
+            LivevecError: PostgreSQL refused.
         """
-        statement = f"INSERT INTO {self.name} VALUES (%s, %s)".encode()
+        statement = f"INSERT INTO {self.name} VALUES (%s, %s)"
         began_s = time.monotonic()
         for number, arrival in enumerate(arrivals):
             wait_s = began_s + arrival.at_s - time.monotonic()
@@ -111,34 +100,22 @@ class Table:
             self.execute(statement, (arrival.row.id, arrival.row.text))
             on_insert(number + 1)
 
-    def execute(self, statement: bytes, parameters: Sequence[object]) -> None:
-        """One statement, one commit.
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> "psycopg.Cursor[Any]":
+        """Run one statement in its own commit.
 
         Raises:
-            LivevecError: PostgreSQL refuses.
+            LivevecError: PostgreSQL refused.
         """
         try:
-            self._connection.execute(statement, parameters)
+            return self._connection.execute(statement.encode(), parameters)
         except psycopg.Error as error:
             raise LivevecError(f"PostgreSQL refused a statement ({error}); see `livevec status`") from error
 
-    def texts(self) -> dict[str, str]:
-        """What the table holds: text by id.
-
-        Raises:
-            LivevecError: PostgreSQL refuses.
-        """
-        try:
-            rows = self._connection.execute(f"SELECT id, body FROM {self.name}".encode()).fetchall()
-        except psycopg.Error as error:
-            raise LivevecError(f"PostgreSQL refused a query ({error}); see `livevec status`") from error
-        return {str(identifier): str(body) for identifier, body in rows}
-
     def copy(self, rows: Sequence[LoadRow]) -> None:
-        """Insert all in one COPY, committed when this returns.
+        """Insert all rows in one COPY, committed when this returns.
 
         Raises:
-            LivevecError: PostgreSQL refuses.
+            LivevecError: PostgreSQL refused.
         """
         try:
             with (
@@ -149,14 +126,3 @@ class Table:
                     copy.write_row((row.id, row.text))
         except psycopg.Error as error:
             raise LivevecError(f"PostgreSQL refused a COPY ({error}); see `livevec status`") from error
-
-    def update_unchanged(self) -> int:
-        """Update every row to what it is, in one transaction; answers how many there are.
-
-        Raises:
-            LivevecError: PostgreSQL refuses.
-        """
-        try:
-            return self._connection.execute(f"UPDATE {self.name} SET body = body".encode()).rowcount
-        except psycopg.Error as error:
-            raise LivevecError(f"PostgreSQL refused an update ({error}); see `livevec status`") from error

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STAGES = ("capture", "transit", "queue", "embed", "upsert")
+"""The stages from commit to searchable, in their order."""
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """By nearest rank, without interpolation; all 0 where nothing was measured."""
+    """Percentiles by nearest rank, without interpolation; all 0 where nothing was measured."""
 
     p50: float
     p95: float
@@ -18,7 +19,7 @@ class Percentiles:
 
 
 def percentiles_ms(values_s: Sequence[float]) -> Percentiles:
-    """Of times in seconds, in milliseconds."""
+    """Return the percentiles, in milliseconds, of times in seconds."""
     ordered = sorted(values_s)
 
     def rank(percent: int) -> float:

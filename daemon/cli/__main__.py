@@ -1,4 +1,4 @@
-"""`python -m daemon.cli`: the command, also where no script `livevec` is on the path."""
+"""`python -m daemon.cli`: the command `livevec`, also where no script of that name is on the path."""
 
 from daemon.cli.app import main
 

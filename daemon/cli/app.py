@@ -1,8 +1,7 @@
-"""The entry point: registers the commands, and turns errors into one message and an exit status."""
+"""The entry point: registers the commands, and turns an error into one message and an exit status."""
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,7 @@ from daemon.cli import (
     workflows,
 )
 from daemon.cli.bench import command as bench
-from daemon.cli.context import Invocation
+from daemon.cli.context import ConfigPath, Invocation
 from daemon.cli.demo import command as demo
 from daemon.cli.reindex import command as reindex
 from daemon.cli.retry import command as retry
@@ -50,8 +49,8 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(model.app, name="model")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"livevec {version('livevec')}")
@@ -61,9 +60,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def start(
     context: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option(help="Configuration file. [default: $LIVEVEC_CONFIG, else daemon.toml]")
-    ] = None,
+    config: ConfigPath = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
@@ -71,17 +68,22 @@ def start(
     context.obj = Invocation(config)
 
 
-def main() -> None:
+def main(commands: typer.Typer = app) -> None:
+    """Run the commands, and end the process with their exit status.
+
+    Args:
+        commands: others than livevec's own, that are to report their errors in the same way.
+    """
     status = EXIT_FAILED
     try:
-        app()
+        commands()
     except LivevecError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         status = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else EXIT_FAILED if ended.code else 0
     if "temporalio.bridge.temporal_sdk_bridge" in sys.modules:
-        # Its threads abort the process when they come back into a Python that is ending: PyGILState_Release.
+        # Its threads abort the process when they return into an interpreter that is ending: PyGILState_Release.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -62,10 +62,10 @@ def backfill(
             ),
         )
 
-    flows.launch(config, start, wait=wait, as_json=as_json, result_type=BackfillResult, told=_told)
+    flows.launch(config, start, wait=wait, as_json=as_json, result_type=BackfillResult, summarize=_summary)
 
 
-def _told(result: Any) -> str:
+def _summary(result: Any) -> str:
     counts = ", ".join(
         f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(result.outcomes.items())
     )

@@ -1,4 +1,4 @@
-"""`livevec run` as a child process, which ends with this one however that ends."""
+"""Child processes of a command, `livevec run` among them: they end with this process, however it ends."""
 
 import ctypes
 import os
@@ -23,12 +23,12 @@ _prctl = ctypes.CDLL(None).prctl
 
 
 class ChildProcess:
-    """A process in a session of its own, so that Ctrl-C reaches only this one, which stops it in order.
+    """A process in a session of its own, so that Ctrl-C reaches only the command, which then stops it in order.
 
     Args:
-        command: its arguments.
-        log: file that its output is appended to.
-        name: for messages.
+        command: the program and its arguments.
+        log: the file that its output is appended to.
+        name: what messages call it.
     """
 
     def __init__(self, command: list[str], log: Path, name: str) -> None:
@@ -61,7 +61,11 @@ class ChildProcess:
         self.stop()
 
     def check(self) -> None:
-        """Raises LivevecError, with the end of its log, where it has ended."""
+        """Check that the process runs.
+
+        Raises:
+            LivevecError: it has ended; the message holds the end of its log.
+        """
         status = self.process.poll()
         if status is not None:
             text = self.log.read_text("utf-8", "replace")[-_LOG_TAIL_BYTES:].strip()
@@ -73,7 +77,7 @@ class ChildProcess:
         """Poll until `condition` holds.
 
         Raises:
-            LivevecError: the process ended, or the time is over.
+            LivevecError: the process ended, or the time ran out.
         """
         ends_at = time.monotonic() + timeout_s
         while not condition():
@@ -83,7 +87,7 @@ class ChildProcess:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """End it in order; kill it where that takes too long."""
+        """End the process in order; kill it if that takes too long."""
         self.process.terminate()
         try:
             self.process.wait(_STOP_TIMEOUT_S)
@@ -93,12 +97,12 @@ class ChildProcess:
 
 
 class DaemonChild(ChildProcess):
-    """`livevec run`.
+    """`livevec run` as a child process.
 
     Args:
         config: its configuration file.
-        log: where it logs.
-        address: of its telemetry, `host:port`.
+        log: the file that it logs to.
+        address: the address of its telemetry, `host:port`.
     """
 
     def __init__(self, config: Path, log: Path, address: str) -> None:
@@ -107,7 +111,7 @@ class DaemonChild(ChildProcess):
         self.http = DaemonHttp(address)
 
     def wait_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
-        """Until it has its partitions and every part answers."""
+        """Wait until it has its partitions and every part answers."""
         self.wait_until(lambda: self.http.ready() is True, "was not ready", timeout_s)
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ app = typer.Typer(help="Check, show and document daemon.toml.", no_args_is_help=
 
 @app.command()
 def check(context: typer.Context, as_json: Json = False) -> None:
-    """Say whether the configuration is valid; the first thing to run after a change."""
+    """Check the configuration; run this first after a change."""
     from daemon.cli import console
 
     config = given.loaded(context)
@@ -24,7 +24,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command()
 def show(context: typer.Context, as_json: Json = False) -> None:
-    """Print all settings as the daemon will use them, secrets masked."""
+    """Print all settings as the daemon will use them, with secrets masked."""
     import json
 
     from daemon.cli import console
@@ -36,7 +36,7 @@ def show(context: typer.Context, as_json: Json = False) -> None:
     try:
         config = resolve_local(config)
     except ConfigError as error:
-        console.err.print(f"{error}; addresses are shown as written", markup=False, style="yellow")
+        console.err.print(f"{error}; addresses are shown as they are written", markup=False, style="yellow")
     settings = masked(config)
     if as_json:
         console.print_json(settings)

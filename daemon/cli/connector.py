@@ -28,7 +28,7 @@ OneSource = Annotated[str, typer.Argument(help="Name of the source.")]
 
 @dataclass(frozen=True)
 class AppliedSource:
-    """`connector`: created, updated, unchanged or restarted; `prepared`: what was made beside it."""
+    """What `apply` did. `connector`: created, updated, unchanged or restarted; `prepared`: what else was created."""
 
     source: str
     connector: str
@@ -37,7 +37,7 @@ class AppliedSource:
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """What Kafka Connect says, and what PostgreSQL says, which is to be believed."""
+    """A connector's state by Kafka Connect, and the slot's by PostgreSQL, which alone proves that changes are read."""
 
     source: str
     state: str
@@ -52,20 +52,22 @@ class SourceStatus:
 def apply(
     context: typer.Context,
     source: Source = None,
-    timeout_s: Annotated[float, typer.Option(help="Longest wait until it streams.")] = STREAMING_TIMEOUT_S,
+    timeout_s: Annotated[
+        float, typer.Option(help="Longest wait until changes stream, in seconds.")
+    ] = STREAMING_TIMEOUT_S,
     as_json: Json = False,
 ) -> None:
-    """Make publication, topics and connector be as daemon.toml says, and wait until changes stream.
+    """Create or update publication, topics and connector as daemon.toml says, and wait until changes stream.
 
-    Everything is checked first, and refused with what to change. Applying twice changes nothing.
+    Everything is checked first; what does not fit is refused, with what to change. Applying twice changes nothing.
     """
     from daemon.cli import console
 
     config = given.resolved(context)
     with console.Steps() as steps:
         results = [
-            apply_source(config, one, reading(config, one), steps, timeout_s)
-            for one in given.postgres_sources(config, source)
+            apply_source(config, chosen, pipelines_of(config, chosen), steps, timeout_s)
+            for chosen in given.postgres_sources(config, source)
         ]
     if as_json:
         console.print_json({"sources": [asdict(result) for result in results]})
@@ -76,21 +78,23 @@ def apply(
 
 @app.command()
 def check(context: typer.Context, source: Source = None, as_json: Json = False) -> None:
-    """Check databases, topics and connectors without changing anything; exit status 1 on any finding."""
+    """Check databases, topics and connectors without changing anything; exit status 1 if a check fails."""
     from connectors import preflight
     from daemon.cli import console
 
     config = given.resolved(context)
-    found = {
-        one.name: preflight.check(one, config.pipelines, config.kafka)
-        for one in given.postgres_sources(config, source)
+    findings_by_source = {
+        chosen.name: preflight.check(chosen, config.pipelines, config.kafka)
+        for chosen in given.postgres_sources(config, source)
     }
-    ok = all(finding.ok for findings in found.values() for finding in findings)
+    ok = all(finding.ok for findings in findings_by_source.values() for finding in findings)
     if as_json:
-        sources = {name: [asdict(finding) for finding in findings] for name, findings in found.items()}
+        sources = {
+            name: [asdict(finding) for finding in findings] for name, findings in findings_by_source.items()
+        }
         console.print_json({"ok": ok, "sources": sources})
     else:
-        for name, findings in found.items():
+        for name, findings in findings_by_source.items():
             console.out.print(_findings_table(name, findings))
     if not ok:
         raise typer.Exit(1)
@@ -104,30 +108,30 @@ def status(context: typer.Context, source: Source = None, as_json: Json = False)
 
     config = given.resolved(context)
     with KafkaConnect(config.connect) as client:
-        found = [_status(client, one) for one in given.postgres_sources(config, source)]
+        statuses = [_status(client, chosen) for chosen in given.postgres_sources(config, source)]
     if as_json:
-        console.print_json({"sources": [asdict(one) for one in found]})
+        console.print_json({"sources": [asdict(status) for status in statuses]})
     else:
         table = console.table("", "source", "connector", "task", "slot", "error")
-        for one in found:
-            slot = f"{one.slot} {'active' if one.slot_active else 'not active'}"
-            mark = console.OK if one.streaming else console.BAD
-            table.add_row(mark, one.source, one.state, one.task or "none", slot, one.error)
+        for status in statuses:
+            slot = f"{status.slot} {'active' if status.slot_active else 'not active'}"
+            mark = console.OK if status.streaming else console.BAD
+            table.add_row(mark, status.source, status.state, status.task or "none", slot, status.error)
         console.out.print(table)
-    if not all(one.streaming for one in found):
+    if not all(status.streaming for status in statuses):
         raise typer.Exit(1)
 
 
 @app.command()
 def pause(context: typer.Context, source: OneSource) -> None:
-    """Stop reading; the slot holds back PostgreSQL's log until `resume`."""
+    """Stop reading; the slot makes PostgreSQL keep its log until `resume`."""
     with _client(context, source) as client:
         client.pause(source)
 
 
 @app.command()
 def resume(context: typer.Context, source: OneSource) -> None:
-    """Go on after `pause`."""
+    """Continue after `pause`."""
     with _client(context, source) as client:
         client.resume(source)
 
@@ -144,28 +148,30 @@ def delete(
     context: typer.Context,
     source: OneSource,
     drop_slot: Annotated[
-        bool, typer.Option("--drop-slot", help="Also drop the slot; what it held back is lost.")
+        bool, typer.Option("--drop-slot", help="Also drop the slot; changes that were not read yet are lost.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove the connector. Its slot stays, and holds back PostgreSQL's log, unless it is dropped too."""
+    """Remove the connector. Its slot stays, and makes PostgreSQL keep its log, unless it is dropped too."""
     from connectors.connect import KafkaConnect
     from daemon.cli import console
 
     config = given.resolved(context)
-    (one,) = given.postgres_sources(config, source)
+    (chosen,) = given.postgres_sources(config, source)
     with KafkaConnect(config.connect) as client:
-        deleted = client.delete(one, drop_slot)
+        deleted = client.delete(chosen, drop_slot)
     if as_json:
         console.print_json({"source": source, "deleted": deleted, "slot_dropped": drop_slot})
         return
     console.out.print(f"connector {source} removed" if deleted else f"there was no connector {source}")
     if not drop_slot:
-        console.out.print(f"its slot {one.slot_name} is kept; `--drop-slot` drops it")
+        console.out.print(
+            f"its slot {chosen.slot_name} is kept; `livevec connector delete {source} --drop-slot` drops it"
+        )
 
 
-def reading(config: "Config", source: "PostgresSource") -> "list[Pipeline]":
-    """The pipelines that read a source."""
+def pipelines_of(config: "Config", source: "PostgresSource") -> "list[Pipeline]":
+    """Return the pipelines that read a source."""
     return [pipeline for pipeline in config.pipelines if pipeline.source == source.name]
 
 
@@ -176,16 +182,19 @@ def apply_source(
     steps: "Steps",
     timeout_s: float = STREAMING_TIMEOUT_S,
 ) -> AppliedSource:
-    """Prepare, check, apply, and wait until changes stream; `pipelines` are those that read the source.
+    """Prepare, check and apply a source, and wait until its changes stream.
+
+    Args:
+        pipelines: those that read the source.
 
     Raises:
-        ConnectorError: something does not fit (the findings were printed), or it did not start in time.
+        ConnectorError: something does not fit (the findings were printed), or the connector did not start in time.
     """
     from connectors import preflight
     from connectors.connect import KafkaConnect
     from connectors.definition import render
-    from connectors.exclusions import exclusions
     from connectors.prepare import prepare
+    from connectors.tables import exclusions
     from daemon.cli import console
     from daemon.errors import ConnectorError
 
@@ -197,7 +206,7 @@ def apply_source(
     if wrong:
         console.err.print(_findings_table(source.name, wrong))
         raise ConnectorError(
-            f"source {source.name!r} is not fit: {', '.join(finding.check for finding in wrong)}",
+            f"source {source.name!r} does not fit: {', '.join(finding.check for finding in wrong)}",
             "change what is listed above, then apply again",
         )
     step = f"connector {source.name}"

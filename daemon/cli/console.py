@@ -21,10 +21,10 @@ _PIPED_WIDTH = 160
 
 
 def _console(*, stderr: bool) -> Console:
-    made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal:
-        made.width = _PIPED_WIDTH
-    return made
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
 
 
 err = _console(stderr=True)
@@ -32,34 +32,35 @@ out = _console(stderr=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output; a dataclass is printed by its fields."""
+    """Print one JSON object on standard output; a dataclass is printed by its fields."""
     content = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def table(*columns: str) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """Return an empty table with these headings."""
+    empty = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+        empty.add_column(column, overflow="fold")
+    return empty
 
 
 def titled(title: str, below: Table) -> Group:
-    """A table's own title would be folded to the table's width."""
+    """Put a title above a table; the table's own would be folded to the table's width."""
     return Group(Text(title, style="italic"), below)
 
 
 def plain(value: object) -> Text:
-    """A cell whose brackets are no markup."""
+    """Return a cell whose brackets are not read as markup."""
     return Text(str(value))
 
 
 class Steps:
-    """Steps with their seconds: a live display on a terminal, else a line when a step begins and ends.
+    """Shows steps with their seconds: live on a terminal, else in a line when a step begins and when it ends.
 
     Attributes:
-        seconds: of each finished step, in the order they finished.
+        seconds: how long each finished step took, in the order in which they finished.
     """
 
     def __init__(self) -> None:
@@ -94,12 +95,14 @@ class Steps:
         *,
         seconds: float | None = None,
         end: bool = False,
+        failed: bool = False,
     ) -> None:
-        """Show where a step is.
+        """Show how far a step is.
 
         Args:
-            seconds: since it began, where the caller knows better than this display.
-            end: it is done.
+            seconds: the time since it began, where the caller knows it better than this display.
+            end: the step is done.
+            failed: the step is done because it failed; `detail` says why.
         """
         if step not in self._tasks:
             self._began[step] = time.monotonic()
@@ -112,7 +115,11 @@ class Steps:
         self._live.update(task, detail=detail)
         if total is not None:
             self._live.update(task, total=total, completed=done or 0, counted=True)
-        if end:
+        if failed:
+            self._live.remove_task(task)
+            err.print(f"✗ {step} {detail}", markup=False)
+            del self._tasks[step], self._began[step]
+        elif end:
             self.seconds[step] = round(seconds, 3)
             finished = self._live.tasks[task].total or 1
             self._live.update(task, total=finished, completed=finished, took_s=seconds)
@@ -137,7 +144,7 @@ class _Description(ProgressColumn):
 
 
 class _Detail(ProgressColumn):
-    """The count, where there is one, then what is being done."""
+    """Shows the count, where there is one, then what is being done."""
 
     def render(self, task: Task) -> Text:
         count = f"{task.completed:,.0f} of {task.total:,.0f} " if task.fields["counted"] else ""

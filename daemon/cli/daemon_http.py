@@ -1,4 +1,4 @@
-"""What a running daemon tells over HTTP."""
+"""A client of what a running daemon serves over HTTP: its state, its metrics, its samples of freshness."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -12,14 +12,19 @@ _TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class Samples:
-    """`count`: of all samples ever; ask for those after it next time. `latest`: as telemetry.metrics.Sample."""
+    """Samples of freshness.
+
+    Attributes:
+        count: how many there were since the daemon started; the next request asks for those after it.
+        latest: their fields are those of telemetry.metrics.Sample.
+    """
 
     count: int
     latest: list[dict[str, Any]]
 
 
 class DaemonHttp:
-    """A client of the daemon's telemetry server; every method raises httpx.HTTPError where it is away.
+    """A client of the daemon's telemetry server; every method raises httpx.HTTPError where it does not answer.
 
     Args:
         address: `host:port`, as in [telemetry].
@@ -27,7 +32,7 @@ class DaemonHttp:
 
     def __init__(self, address: str, timeout_s: float = _TIMEOUT_S) -> None:
         host, _, port = address.rpartition(":")
-        # A daemon that listens everywhere is asked on this machine.
+        # A daemon that listens on every address is reached on this machine.
         host = "127.0.0.1" if host in ("", "0.0.0.0", "[::]") else host
         self.url = f"http://{host}:{port}"
         self._client = httpx.Client(base_url=self.url, timeout=timeout_s)
@@ -36,44 +41,34 @@ class DaemonHttp:
         self._client.close()
 
     def ready(self) -> bool | None:
-        """Whether the daemon is ready; None where none answers."""
+        """Tell whether the daemon is ready; None where none answers."""
         try:
             return bool(self.status()["ready"])
         except httpx.HTTPError:
             return None
 
     def status(self) -> dict[str, Any]:
-        """See telemetry.http: ready, assigned, parts, stopped_pipelines, samples."""
+        """Return ready, assigned, parts, stopped_pipelines and samples; see telemetry.http."""
         content: dict[str, Any] = self._get("/status.json").json()
         return content
 
     def samples(self, after: int = 0) -> Samples:
-        """Freshness of the changes embedded since sample number `after`."""
+        """Return the freshness of the changes that were embedded since sample number `after`."""
         content = self._get(f"/samples.json?after={after}").json()
         return Samples(content["count"], content["samples"])
 
     def follow(self, after: int, size: int) -> "Follower":
-        """Samples from number `after` on, at most `size` of the latest."""
+        """Return a follower of the samples from number `after` on, which keeps the latest `size`."""
         return Follower(self, after, size)
 
     def gauges(self, name: str) -> dict[str, float]:
-        """Values of a metric by the value of its only label."""
+        """Return the values of a metric by the value of its only label."""
         families = text_string_to_metric_families(self._get("/metrics").text)
         return {
             next(iter(sample.labels.values()), ""): sample.value
             for family in families
             if family.name == name
             for sample in family.samples
-        }
-
-    def outcomes(self, pipeline: str) -> dict[str, int]:
-        """Changes of a pipeline so far, by how they ended."""
-        families = text_string_to_metric_families(self._get("/metrics").text)
-        return {
-            sample.labels["outcome"]: int(sample.value)
-            for family in families
-            for sample in family.samples
-            if sample.name == "livevec_changes_total" and sample.labels["pipeline"] == pipeline
         }
 
     def _get(self, path: str) -> httpx.Response:
@@ -84,7 +79,7 @@ class DaemonHttp:
 
 
 class Follower:
-    """Fetches only what is new.
+    """Fetches the samples that are new.
 
     Attributes:
         samples: the latest, oldest first.
@@ -96,8 +91,8 @@ class Follower:
         self.samples: deque[dict[str, Any]] = deque(maxlen=size)
 
     def fetch(self) -> list[dict[str, Any]]:
-        """What came since the last call; it is in `samples` too."""
-        found = self._http.samples(self._after)
-        self._after = found.count
-        self.samples.extend(found.latest)
-        return found.latest
+        """Return the samples since the last call, and add them to `samples`."""
+        new = self._http.samples(self._after)
+        self._after = new.count
+        self.samples.extend(new.latest)
+        return new.latest

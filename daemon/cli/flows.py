@@ -30,13 +30,13 @@ def launch(
     wait: bool,
     as_json: bool,
     result_type: "type[Contract]",
-    told: Callable[[Any], str],
+    summarize: Callable[[Any], str],
 ) -> None:
     """Start a workflow, then follow it to its end (`wait`), or print its id and its address in the UI.
 
     Args:
         starting: see `workflows.client.start`.
-        told: its result in one line.
+        summarize: returns its result in one line.
 
     Raises:
         WorkflowError: Temporal is away, the workflow runs already, or it failed.
@@ -49,7 +49,7 @@ def launch(
         client = await connect(config)
         handle = await starting(client)
         started.append(handle.id)
-        await _shown(config, handle, wait, as_json, result_type, told)
+        await _shown(config, handle, wait, as_json, result_type, summarize)
 
     _until_interrupted(work(), started)
 
@@ -81,7 +81,7 @@ async def _shown(
     wait: bool,
     as_json: bool,
     result_type: "type[Contract]",
-    told: Callable[[Any], str],
+    summarize: Callable[[Any], str],
 ) -> None:
     from daemon.cli import console
     from workflows.client import follow as followed
@@ -100,12 +100,12 @@ async def _shown(
     console.err.print(f"{handle.id}: {address}", soft_wrap=True, markup=False)
     with console.Steps() as steps:
         result = await followed(handle, _news(steps, handle.id), result_type)
-        steps.news(handle.id, told(result), end=True)
+        steps.news(handle.id, summarize(result), end=True)
     if as_json:
         content = {"workflow_id": handle.id, "ui": address, "result": result.model_dump(mode="json")}
         console.print_json(content)
     else:
-        console.out.print(f"{console.OK} {handle.id}: {told(result)}")
+        console.out.print(f"{console.OK} {handle.id}: {summarize(result)}")
 
 
 def _news(steps: "Steps", step: str) -> "Callable[[Progress], None]":

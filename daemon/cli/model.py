@@ -1,4 +1,4 @@
-"""`livevec model`: Triton's model repository, made from a local sentence-transformers folder."""
+"""`livevec model`: builds Triton's model repository from a local sentence-transformers folder, and checks it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from daemon.cli.context import Json
 
 if TYPE_CHECKING:
     from triton_models import Device, ModelSource
-    from triton_models.check import Comparison
+    from triton_models.check import FormComparison
 
 app = typer.Typer(help="Build an embedding model for Triton, and check it.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ class Devices(StrEnum):
 
 @dataclass(frozen=True)
 class Form:
-    """A model as it was built for one device; `files` are sizes in bytes; `fresh`: it was not there before."""
+    """A model as it was built for one device. `files`: their sizes in bytes; `fresh`: it did not exist before."""
 
     device: str
     repository: str
@@ -35,8 +35,8 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was built."""
+class ModelReport:
+    """What `build` built."""
 
     name: str
     source: str
@@ -51,14 +51,16 @@ class Report:
 
 
 From = Annotated[
-    Path | None, typer.Option("--from", help="The model's folder. [default: the packaged all-MiniLM-L6-v2]")
+    Path | None,
+    typer.Option("--from", help="The model's folder.", show_default="the packaged all-MiniLM-L6-v2"),
 ]
 DocumentPrompt = Annotated[
-    str | None, typer.Option(help="Put before a stored text, as 'passage: '. [default: the folder's own]")
+    str | None,
+    typer.Option(help="Put before a stored text, as 'passage: '.", show_default="the folder's own"),
 ]
 QueryPrompt = Annotated[
     str | None,
-    typer.Option(help="Put before what is searched for, as 'query: '. [default: the folder's own]"),
+    typer.Option(help="Put before the text of a search, as 'query: '.", show_default="the folder's own"),
 ]
 
 
@@ -77,11 +79,13 @@ def build(
     ] = "/var/tmp/livevec-tensorrt",
     queue_size: Annotated[
         int,
-        typer.Option(min=0, help="GPU: most requests that wait, 0: no bound here; a bound costs latency."),
+        typer.Option(
+            min=0, help="GPU: how many requests may wait at most; 0: no limit. A limit costs latency."
+        ),
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Make a Triton model repository from a BERT-family sentence-transformers folder: MiniLM, BGE, E5, GTE, ..
+    """Build a Triton model repository from a BERT-family sentence-transformers folder: MiniLM, BGE, E5, GTE, ...
 
     A model of that name in the repository is replaced; others stay. Building the same again changes nothing.
     """
@@ -100,7 +104,7 @@ def build(
                     )
                 files = {str(path.relative_to(repository)): path.stat().st_size for path in built.files}
                 forms.append(Form(kind, str(repository), built.fresh, files))
-    report = Report(
+    report = ModelReport(
         name=name,
         source=str(model.folder),
         dimension=model.shape.hidden_size,
@@ -148,7 +152,7 @@ def check(
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What the folder lacks, or this environment, as the errors of livevec."""
+    """Turn what the folder or this environment lacks into livevec's errors."""
     from daemon.errors import ConfigError
 
     try:
@@ -186,7 +190,7 @@ def _targets(device: Devices, to: Path) -> "Sequence[tuple[Device, Path]]":
     return [("gpu" if device is Devices.GPU else "cpu", to)]
 
 
-def _show(report: Report) -> None:
+def _show(report: ModelReport) -> None:
     from daemon.cli import console
 
     facts = console.table("", "")
@@ -194,7 +198,7 @@ def _show(report: Report) -> None:
     for label, value in (
         ("model", f"{report.name}, from {report.source}"),
         ("vectors", f"{report.dimension} numbers, {'' if report.normalize else 'not '}normalised"),
-        ("longest text", f"{report.max_tokens} tokens; what is beyond is cut"),
+        ("longest text", f"{report.max_tokens} tokens; the rest is cut off"),
         ("pooling", report.pooling),
         ("prompts", f"documents {report.document_prompt!r}, queries {report.query_prompt!r}"),
         ("fingerprint", report.fingerprint),
@@ -206,13 +210,13 @@ def _show(report: Report) -> None:
         files.columns[1].justify = "right"
         for path, size_bytes in form.files.items():
             files.add_row(console.plain(path), f"{size_bytes:,}")
-        state = "built" if form.fresh else "was there already"
+        state = "built" if form.fresh else "exists already, unchanged"
         console.out.print()
         console.out.print(console.titled(f"{form.repository}, for {form.device.upper()}: {state}", files))
 
 
-def _advise(report: Report, model: "ModelSource") -> None:
-    """What to do next, and what nobody has tried."""
+def _advise(report: ModelReport, model: "ModelSource") -> None:
+    """Print what to do next, and what was not tried here."""
     from daemon.cli import console
     from triton_models.source import published_prompts
 
@@ -220,7 +224,7 @@ def _advise(report: Report, model: "ModelSource") -> None:
     if (prompts := published_prompts(model)) and not (model.document_prompt or model.query_prompt):
         document, query = prompts
         say(
-            "its name says that it was trained with prompts, and its folder names none; if so, build it with "
+            "models of this name are trained with prompts, but the folder names none; if this one is, build it with "
             f"--document-prompt {document!r} --query-prompt {query!r}",
             markup=False,
             style="yellow",
@@ -246,7 +250,7 @@ def _advise(report: Report, model: "ModelSource") -> None:
     )
 
 
-def _show_comparisons(comparisons: "Sequence[Comparison]") -> None:
+def _show_comparisons(comparisons: "Sequence[FormComparison]") -> None:
     from daemon.cli import console
 
     table = console.table("", "form", "cosine to float32: min", "mean")

@@ -19,11 +19,13 @@ def register(app: typer.Typer) -> None:
 def publish(
     context: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of a pipeline that reads an events source.")],
-    id_member: Annotated[str, typer.Option("--id", help="Member of each object that is its id.")] = "id",
+    id_member: Annotated[
+        str, typer.Option("--id", help="The member of each object that holds its id.")
+    ] = "id",
     delete: Annotated[bool, typer.Option("--delete", help="Delete the ids instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the JSON objects on standard input, one a line, as events; each is searchable soon after."""
+    """Read JSON objects from standard input, one a line, and write them as events; each is searchable soon after."""
     from daemon.bench.percentiles import percentiles_ms
     from daemon.cli import console
     from daemon.settings import EventSource
@@ -33,12 +35,12 @@ def publish(
     settings = config.pipeline(pipeline)
     if not isinstance(config.source(settings.source), EventSource):
         raise ConfigError(f"pipeline {pipeline!r} mirrors a table: change the rows there, not the topic")
-    found = publisher.publish(config.kafka, config.topic(settings), _events(id_member, delete))
+    published = publisher.publish(config.kafka, config.topic(settings), _events(id_member, delete))
     if as_json:
-        took = asdict(percentiles_ms(found.acknowledged_s))
-        console.print_json({"published": len(found.acknowledged_s), "acknowledged_ms": took})
+        acknowledged_ms = asdict(percentiles_ms(published.acknowledged_s))
+        console.print_json({"published": len(published.acknowledged_s), "acknowledged_ms": acknowledged_ms})
     else:
-        console.err.print(f"{len(found.acknowledged_s)} published")
+        console.err.print(f"{len(published.acknowledged_s)} published")
 
 
 def _events(id_member: str, delete: bool) -> Iterator[tuple[str, dict[str, Any] | None]]:
@@ -50,7 +52,9 @@ def _events(id_member: str, delete: bool) -> Iterator[tuple[str, dict[str, Any] 
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise ConfigError(f"line {number} is not JSON ({error})") from error
+            raise ConfigError(
+                f"line {number} is not JSON ({error}); correct it: the lines before it may be published"
+            ) from error
         identifier = value.get(id_member) if isinstance(value, dict) else None
         if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
             raise ConfigError(f"line {number} has no text or number in {id_member!r}; name its id with --id")

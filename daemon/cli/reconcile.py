@@ -36,16 +36,14 @@ def reconcile(
     rate: Annotated[float | None, typer.Option(min=0.001, help="Most rows a second.")] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
-            help="Do it again and again: an interval (6h), a cron expression ('0 3 * * *'), @daily."
-        ),
+        typer.Option(help="Repeat it: an interval (6h), a cron expression ('0 3 * * *'), @daily."),
     ] = None,
     unschedule: Annotated[bool, typer.Option("--unschedule", help="End its schedule.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the schedules.")] = False,
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Compare a table with its index and tell what differs; with --wait, exit status 1 where anything is left.
+    """Compare a table with its index and show what differs; with --wait, exit status 1 where anything is left.
 
     Needs a worker (`livevec worker`). Live changes go on, and are no differences.
     """
@@ -95,18 +93,18 @@ def _run(config: "Config", pipeline: "Pipeline", order: "ReconcileOrder", wait: 
 
     results: list[Reconciled] = []
 
-    def told(result: Reconciled) -> str:
+    def summarize(result: Reconciled) -> str:
         results.append(result)
-        return _told(result)
+        return _summary(result)
 
-    flows.launch(config, start, wait=wait, as_json=as_json, result_type=Reconciled, told=told)
+    flows.launch(config, start, wait=wait, as_json=as_json, result_type=Reconciled, summarize=summarize)
     if results and not results[-1].ok:
         if not as_json:
             _show_left(results[-1])
         raise typer.Exit(1)
 
 
-def _told(result: Any) -> str:
+def _summary(result: Any) -> str:
     tally = result.tally
     words = [f"{tally.rows:,} rows, {tally.documents:,} documents"]
     words += [f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(tally.found.items())]
@@ -152,7 +150,7 @@ async def _schedule(
 
     async def put(client: "Client") -> None:
         await schedules.put(client, config, pipeline, when, order)
-        _print([await schedules.found(client, pipeline.name)], as_json)
+        _print([await schedules.scheduled(client, pipeline.name)], as_json)
 
     await _connected(config, put)
 
@@ -175,29 +173,31 @@ async def _unschedule(config: "Config", pipeline: "Pipeline", as_json: bool) -> 
 async def _list(config: "Config", pipelines: "list[Pipeline]", as_json: bool) -> None:
     from workflows.reconcile import schedules
 
-    async def found(client: "Client") -> "list[Scheduled | None]":
-        return [await schedules.found(client, pipeline.name) for pipeline in pipelines]
+    async def read(client: "Client") -> "list[Scheduled | None]":
+        return [await schedules.scheduled(client, pipeline.name) for pipeline in pipelines]
 
-    _print(await _connected(config, found), as_json)
+    _print(await _connected(config, read), as_json)
 
 
-def _print(found: "list[Scheduled | None]", as_json: bool) -> None:
+def _print(schedules: "list[Scheduled | None]", as_json: bool) -> None:
     from dataclasses import asdict
 
     from daemon.cli import console
 
-    there = [one for one in found if one is not None]
+    present = [schedule for schedule in schedules if schedule is not None]
     if as_json:
-        shown = [asdict(one) | {"next_at": one.next_at.isoformat() if one.next_at else None} for one in there]
+        shown = [
+            asdict(one) | {"next_at": one.next_at.isoformat() if one.next_at else None} for one in present
+        ]
         console.print_json({"schedules": shown})
         return
     table = console.table("pipeline", "when", "repair", "next", "runs", "skipped")
-    for one in there:
+    for one in present:
         next_at = f"{one.next_at:%Y-%m-%d %H:%M} UTC" if one.next_at else "paused" if one.paused else ""
         repair = "yes" if one.repair else "no"
         cells = (one.pipeline, one.when, repair, next_at, one.runs, one.skipped)
         table.add_row(*map(console.plain, cells))
-    if there:
+    if present:
         console.out.print(table)
     else:
         console.out.print("no reconcile is scheduled; `livevec reconcile PIPELINE --schedule 6h` makes one")

@@ -1,4 +1,4 @@
-"""The reference of daemon.toml, out of the settings' own descriptions, and settings with their secrets masked."""
+"""The reference of daemon.toml, generated from the settings' descriptions, and settings with their secrets masked."""
 
 import json
 import re
@@ -25,7 +25,7 @@ show` prints what the daemon will use.
 
 
 def markdown() -> str:
-    """The reference of every key."""
+    """Return the reference of every key as Markdown."""
     parts = [_INTRODUCTION]
     for heading, model in sections():
         rows = [
@@ -40,7 +40,7 @@ def markdown() -> str:
 
 
 def sections() -> Iterator[tuple[str, type[BaseModel]]]:
-    """Every table of the file with its heading, the file's own top first."""
+    """Yield every table of the file with its heading, the top level first."""
     yield "Top level", Config
     yield from _below(Config, "")
 
@@ -98,7 +98,7 @@ def _cell(text: str) -> str:
 
 
 def masked(config: Config) -> dict[str, Any]:
-    """All settings as plain values. Secrets are masked; of an address that may hold one, only its password."""
+    """Return all settings as plain values. Secrets are masked; of an address, only its password."""
     plain: dict[str, Any] = _mask(config.model_dump(mode="python"))
     for name in ("client", "connector"):
         _mask_free_form(plain, name)
@@ -129,7 +129,7 @@ def _mask_secret(secret: str) -> str:
 
 
 def _mask_free_form(value: Any, name: str) -> None:
-    """Mask what looks like a secret among settings that are passed through as they are."""
+    """Mask what looks like a secret among the settings that are passed to another program unchanged."""
     if isinstance(value, list):
         for item in value:
             _mask_free_form(item, name)

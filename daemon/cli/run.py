@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(context: typer.Context) -> None:
-    """Run the daemon until SIGTERM or SIGINT; it then drains, commits and ends."""
+    """Run the daemon until SIGTERM or SIGINT; it then finishes what it has read, commits and ends."""
     from daemon.live.service import Service
     from daemon.telemetry import logs
 

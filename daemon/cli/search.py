@@ -1,4 +1,4 @@
-"""`livevec search`: the nearest documents to a text."""
+"""`livevec search`: finds the documents nearest to a text."""
 
 import asyncio
 import time
@@ -20,8 +20,8 @@ _TEXT_SHOWN = 200
 
 
 @dataclass(frozen=True)
-class Found:
-    """Answers, and how long the model and Redis took."""
+class SearchResult:
+    """The nearest documents, and how long the model and Redis took."""
 
     hits: "tuple[Hit, ...]"
     embed_ms: float
@@ -35,12 +35,12 @@ def register(app: typer.Typer) -> None:
 def search(
     context: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
-    text: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    text: Annotated[str, typer.Argument(help="What to search for, in plain words.")],
     filter: Annotated[
         str, typer.Option(help="Redis search expression over the metadata: '@category:{noun}'.")
     ] = "*",
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")] = 5,
-    chunks: Annotated[bool, typer.Option("--chunks", help="Answer chunks, not documents.")] = False,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many hits to return.")] = 5,
+    chunks: Annotated[bool, typer.Option("--chunks", help="Return chunks, not documents.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the documents whose meaning is nearest to TEXT."""
@@ -48,13 +48,13 @@ def search(
 
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
-    found = asyncio.run(nearest(config, settings, text, k, filter=filter, by_chunk=chunks))
+    result = asyncio.run(nearest(config, settings, text, k, filter=filter, by_chunk=chunks))
     if as_json:
-        console.print_json({"pipeline": pipeline, "query": text, **asdict(found)})
+        console.print_json({"pipeline": pipeline, "query": text, **asdict(result)})
         return
     names = [field.field for field in settings.metadata]
     table = console.table("distance", "id", *(["chunk"] if chunks else []), *names, "text")
-    for hit in found.hits:
+    for hit in result.hits:
         shown = hit.text if len(hit.text) <= _TEXT_SHOWN else hit.text[: _TEXT_SHOWN - 1] + "…"
         values = [
             hit.id,
@@ -64,14 +64,14 @@ def search(
         table.add_row(f"{hit.distance:.4f}", *(console.plain(value) for value in (*values, shown)))
     console.out.print(table)
     console.err.print(
-        f"{len(found.hits)} found; embedding {found.embed_ms:.1f} ms, search {found.search_ms:.1f} ms"
+        f"{len(result.hits)} found; embedding {result.embed_ms:.1f} ms, search {result.search_ms:.1f} ms"
     )
 
 
 async def nearest(
     config: "Config", pipeline: "Pipeline", text: str, k: int, *, filter: str = "*", by_chunk: bool = False
-) -> Found:
-    """Embed a text as a query and search the index version that readers see."""
+) -> SearchResult:
+    """Embed a text as a query, and search the index version that readers see."""
     from daemon.embedding.factory import make_embedder
     from daemon.index.connection import connect
     from daemon.index.reader import search as searched
@@ -104,11 +104,11 @@ async def nearest(
         ended_s = time.perf_counter()
     finally:
         await client.aclose()
-    return Found(
+    return SearchResult(
         tuple(hits), round((embedded_s - began_s) * 1000, 3), round((ended_s - embedded_s) * 1000, 3)
     )
 
 
 async def embed_query(embedder: "Embedder", text: str) -> "Embeddings":
-    """float32 [1, dimension]; models with a prompt for queries, apart from documents, get it."""
+    """Return the vector of a query, float32 [1, dimension]; the model's prompt for queries, if it has one, is used."""
     return await embedder.embed([text], prompt="query")

@@ -10,8 +10,8 @@ from daemon.cli.context import Json
 
 if TYPE_CHECKING:
     from daemon.cli.console import Steps
-    from deploy.local.progress import OnProgress, Progress
-    from deploy.local.stack import Addresses, Stack
+    from deploy.local.home import Addresses, OnProgress, StepProgress
+    from deploy.local.stack import Stack
 
 
 def register(app: typer.Typer) -> None:
@@ -22,13 +22,13 @@ def register(app: typer.Typer) -> None:
 def up(
     context: typer.Context,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return once it is up; `down` stops it.")
+        bool, typer.Option("--detach", "-d", help="Return once the stack is up; `livevec down` stops it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Start the embedded stack: PostgreSQL, Kafka, Connect, Triton, Redis, Temporal.
 
-    Without --detach it runs until Ctrl-C. A second `up` attaches to the stack that runs already.
+    Without --detach the stack runs until Ctrl-C. A second `up` attaches to the stack that runs already.
     """
     from daemon.cli import console
 
@@ -68,23 +68,24 @@ def down(context: typer.Context, as_json: Json = False) -> None:
 
 
 def local_stack(context: typer.Context) -> "Stack":
-    """The stack of the current home, with the ports that the configuration fixes, if there is one."""
+    """Return the stack of the current home, with the ports that the configuration, if there is one, sets."""
     from daemon import config
-    from deploy.local.stack import Stack, default_home
+    from deploy.local.stack import Stack
 
     path = given.config_path(context)
     ports = config.load(path).local.ports if given.is_given(context) or path.is_file() else {}
-    return Stack(default_home(), ports)
+    return Stack(config.default_home(), ports)
 
 
 def is_up(stack: "Stack") -> bool:
+    """Tell whether any server of the stack runs."""
     return any(server.state != "stopped" for server in stack.status())
 
 
 def reporter(steps: "Steps") -> "OnProgress":
-    """Shows the stack's progress as steps."""
+    """Return a callback that shows the stack's progress as steps."""
 
-    def report(progress: "Progress") -> None:
+    def report(progress: "StepProgress") -> None:
         steps.news(
             progress.step,
             progress.detail,
@@ -92,6 +93,7 @@ def reporter(steps: "Steps") -> "OnProgress":
             progress.total,
             seconds=progress.seconds,
             end=progress.finished,
+            failed=progress.failed,
         )
 
     return report

@@ -1,4 +1,4 @@
-"""`livevec verify`: compares tables with their indexes, and mends what differs."""
+"""`livevec verify`: compares tables with their indexes, and mends what differs, with no Temporal."""
 
 import asyncio
 from dataclasses import asdict
@@ -12,8 +12,8 @@ from daemon.cli.context import Json
 if TYPE_CHECKING:
     from daemon.cli.console import Steps
     from daemon.settings import Config, Pipeline
-    from daemon.verify.checker import OnProgress
-    from daemon.verify.differences import Report
+    from daemon.verify.differences import IndexFindings
+    from daemon.verify.sides import OnProgress
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,10 @@ def verify(
     context: typer.Context,
     pipeline: Annotated[str | None, typer.Argument(help="Name of the pipeline; without it, all.")] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Read the whole table again and write what differs.")
+        bool, typer.Option("--repair", help="Write what differs again; the whole table where that is due.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Repair also where that removes more than half of an index.")
     ] = False,
     vectors: Annotated[
         bool, typer.Option(help="Embed the stored texts again and compare the stored vectors.")
@@ -33,12 +36,12 @@ def verify(
 ) -> None:
     """Compare tables with their indexes; exit status 1 if anything differs (with --repair: still differs).
 
-    May run while changes are applied: a difference counts when it stays.
+    Changes may be applied meanwhile: a difference counts when it stays.
     """
     from daemon.cli import console
 
     config = given.resolved(context)
-    results = asyncio.run(_all(config, given.pipelines(config, pipeline), repair, vectors))
+    results = asyncio.run(_all(config, given.pipelines(config, pipeline), repair, yes, vectors))
     ok = all(result["ok"] for result in results)
     if as_json:
         totals = {name: sum(result[name] for result in results) for name in _COUNTS}
@@ -57,59 +60,58 @@ _COUNTS = (
 
 
 async def _all(
-    config: "Config", pipelines: "list[Pipeline]", repair: bool, vectors: bool
+    config: "Config", pipelines: "list[Pipeline]", repair: bool, yes: bool, vectors: bool
 ) -> list[dict[str, Any]]:
     from daemon.cli import console
 
     with console.Steps() as steps:
-        return [await _one(config, pipeline, repair, vectors, steps) for pipeline in pipelines]
+        return [await _one(config, pipeline, repair, yes, vectors, steps) for pipeline in pipelines]
 
 
 async def _one(
-    config: "Config", pipeline: "Pipeline", repair: bool, vectors: bool, steps: "Steps"
+    config: "Config", pipeline: "Pipeline", repair: bool, yes: bool, vectors: bool, steps: "Steps"
 ) -> dict[str, Any]:
     from daemon.verify.session import opened
 
     async with opened(config, pipeline, vectors=vectors) as session:
         step = f"check {pipeline.name}"
         steps.news(step)
-        report = await session.check(_shown(steps, step))
-        steps.news(step, f"{report.rows:,} rows, {len(report.differing):,} differ", end=True)
+        findings = await session.check(_shown(steps, step))
+        steps.news(step, f"{findings.rows:,} rows, {len(findings.differing):,} differ", end=True)
         reasons = sorted(await session.reconcile_reasons())
         mended: dict[str, Any] | None = None
-        if repair and (reasons or not report.ok):
+        if repair and (reasons or not findings.ok):
             step = f"repair {pipeline.name}"
             steps.news(step)
-            done = await session.repair(report, _shown(steps, step), lambda what: steps.news(step, what))
+            done = await session.repair(
+                _shown(steps, step), lambda what: steps.news(step, f"waiting {what}"), may_empty=yes
+            )
             steps.news(step, f"{done.outcomes.get('embedded', 0):,} embedded, {done.swept:,} swept", end=True)
             step = f"check {pipeline.name} again"
             steps.news(step)
-            mended = {"found": _content(report), **asdict(done)}
-            report = await session.check(_shown(steps, step))
+            mended = {"found": _content(findings), **asdict(done)}
+            findings = await session.check(_shown(steps, step))
             reasons = sorted(await session.reconcile_reasons())
-            steps.news(step, f"{report.rows:,} rows, {len(report.differing):,} differ", end=True)
-        return {**_content(report), "needs_reconcile": reasons, "repair": mended}
+            steps.news(step, f"{findings.rows:,} rows, {len(findings.differing):,} differ", end=True)
+        return {**_content(findings), "needs_reconcile": reasons, "repair": mended}
 
 
 def _shown(steps: "Steps", step: str) -> "OnProgress":
-    def tell(what: str, done: int, total: int | None) -> None:
-        steps.news(step, what, done, total)
-
-    return tell
+    return lambda what, done, total: steps.news(step, what, done, total)
 
 
-def _content(report: "Report") -> dict[str, Any]:
+def _content(findings: "IndexFindings") -> dict[str, Any]:
     from daemon.verify.differences import EXAMPLES_MAX, Difference
 
-    ids = {difference: report.ids(difference) for difference in Difference}
+    ids = {difference: findings.ids(difference) for difference in Difference}
     return {
-        "pipeline": report.pipeline,
-        "ok": report.ok,
-        "rows": report.rows,
-        "documents": report.documents,
-        "refused": report.refused,
-        **{difference.value: len(found) for difference, found in ids.items()},
-        "examples": {difference.value: found[:EXAMPLES_MAX] for difference, found in ids.items() if found},
+        "pipeline": findings.pipeline,
+        "ok": findings.ok,
+        "rows": findings.rows,
+        "documents": findings.documents,
+        "refused": findings.refused,
+        **{difference.value: len(named) for difference, named in ids.items()},
+        "examples": {difference.value: named[:EXAMPLES_MAX] for difference, named in ids.items() if named},
     }
 
 
@@ -129,4 +131,6 @@ def _show(result: dict[str, Any]) -> None:
         console.out.print(f"mend it with `livevec verify {result['pipeline']} --repair`")
     elif result["needs_reconcile"]:
         reasons = ", ".join(result["needs_reconcile"])
-        console.out.print(f"a reconcile was noted ({reasons}); `--repair` makes it and clears the note")
+        console.out.print(
+            f"a reconcile is due ({reasons}); `livevec verify {result['pipeline']} --repair` makes it"
+        )

@@ -81,47 +81,29 @@ def _tell(
     context: typer.Context,
     as_json: bool,
     workflow_id: str,
-    action: "Callable[[WorkflowHandle[Any, Any]], Awaitable[None]]",
+    action: "Callable[[WorkflowHandle[Any, Any]], Awaitable[Any]]",
 ) -> None:
     config = given.resolved(context)
 
     async def work() -> None:
-        from temporalio.client import RPCTimeoutOrCancelledError, WorkflowUpdateFailedError
         from temporalio.service import RPCError
 
-        from daemon.errors import WorkflowError
-        from workflows.client import connect, reason
+        from workflows.client import connect, rpc_failure
 
         client = await connect(config)
         try:
             await action(client.get_workflow_handle(workflow_id))
-        except WorkflowUpdateFailedError as error:
-            raise WorkflowError(f"{workflow_id}: {reason(error)}") from error
-        except RPCTimeoutOrCancelledError as error:
-            raise WorkflowError(f"{workflow_id}: no worker answers; start one: `livevec worker`") from error
         except RPCError as error:
-            raise refused(workflow_id, error) from error
+            raise rpc_failure(workflow_id, error) from error
         await _show(config, workflow_id, as_json, client)
 
     asyncio.run(work())
 
 
 async def _update(handle: "WorkflowHandle[Any, Any]", name: str, *arguments: float) -> None:
-    from datetime import timedelta
+    from workflows.client import update
 
-    await handle.execute_update(name, args=arguments, rpc_timeout=timedelta(seconds=10))
-
-
-def refused(workflow_id: str, error: Any) -> Exception:
-    from temporalio.service import RPCStatusCode
-
-    from daemon.errors import WorkflowError
-
-    if error.status is RPCStatusCode.NOT_FOUND:
-        return WorkflowError(f"no workflow {workflow_id!r} runs; `livevec workflows --all` lists them")
-    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
-        return WorkflowError(f"{workflow_id}: no worker answers; start one: `livevec worker`")
-    return WorkflowError(f"{workflow_id}: Temporal refused ({error.message})")
+    await update(handle, name, *arguments)
 
 
 async def _list(config: "Config", everything: bool, as_json: bool) -> None:
@@ -130,15 +112,15 @@ async def _list(config: "Config", everything: bool, as_json: bool) -> None:
 
     client = await connect(config)
     query = "LivevecPipeline IS NOT NULL" + ("" if everything else " AND ExecutionStatus = 'Running'")
-    found = [_content(config, execution) async for execution in client.list_workflows(query)]
+    listed = [_content(config, execution) async for execution in client.list_workflows(query)]
     if as_json:
-        console.print_json({"workflows": found})
+        console.print_json({"workflows": listed})
         return
     table = console.table("workflow", "type", "pipeline", "status", "phase", "%", "started")
-    for one in found:
+    for one in listed:
         cells = (one["workflow_id"], one["type"], one["pipeline"], one["status"], one["phase"] or "")
         table.add_row(*map(console.plain, cells), str(one["percent"] or ""), _ago(one["started"]))
-    if found:
+    if listed:
         console.out.print(table)
     else:
         console.out.print("no workflow runs" if not everything else "there are no workflows")
@@ -171,14 +153,14 @@ async def _show(config: "Config", workflow_id: str, as_json: bool, client: "Clie
 
     from daemon.cli import console
     from daemon.errors import WorkflowError
-    from workflows.client import connect, progress_now, result
+    from workflows.client import connect, progress_now, result, rpc_failure
 
     client = client or await connect(config)
     handle = client.get_workflow_handle(workflow_id)
     try:
         description = await handle.describe()
     except RPCError as error:
-        raise refused(workflow_id, error) from error
+        raise rpc_failure(workflow_id, error) from error
     content = _content(config, description)
     progress = await progress_now(handle, description)
     content["progress"] = progress.model_dump() if progress else None

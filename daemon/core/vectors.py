@@ -5,6 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_NUMBER_BYTES = {"FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2}
+
+
+def size_bytes(type: str, dimension: int) -> int:
+    """Return how many bytes one vector takes."""
+    return _NUMBER_BYTES[type] * dimension
+
 
 def encode(vectors: NDArray[np.float32], type: str) -> list[bytes]:
     """Bytes of each row of float32 [n, dimension]."""

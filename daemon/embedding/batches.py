@@ -47,7 +47,7 @@ class EmbeddingBatches:
         self._free_at_s = 0.0
 
     async def embed(self, texts: Sequence[str], patience: Patience) -> Embedded:
-        """Vectors of all texts; waits while the embedder is away.
+        """Return the vectors of all texts; wait while the embedder is away.
 
         Raises:
             StopProcess: the model is missing or of another dimension.
@@ -55,15 +55,15 @@ class EmbeddingBatches:
         started_s = time.monotonic()
         unique = list(dict.fromkeys(texts))
         parts = [unique[at : at + self._texts_max] for at in range(0, len(unique), self._texts_max)]
-        found: dict[str, Vector] = {}
+        vectors_of: dict[str, Vector] = {}
         for part, vectors in zip(
             parts, await asyncio.gather(*(self._request(part, patience) for part in parts)), strict=True
         ):
-            found.update(zip(part, vectors, strict=True))
+            vectors_of.update(zip(part, vectors, strict=True))
         ended_s = time.monotonic()
         busy_s = ended_s - max(started_s, self._free_at_s)
         self._free_at_s = ended_s
-        return Embedded([found[text] for text in texts], len(unique), busy_s)
+        return Embedded([vectors_of[text] for text in texts], len(unique), busy_s)
 
     async def _request(self, texts: Sequence[str], patience: Patience) -> list[Vector]:
         try:

@@ -33,7 +33,7 @@ class TextEmbedder(Protocol):
     """Texts to vectors, and nothing else. Several calls may be in flight at once."""
 
     async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
-        """float32 [len(texts), dimension], C-contiguous, read-only; row i belongs to texts[i]."""
+        """Return float32 [len(texts), dimension], C-contiguous, read-only; row i belongs to texts[i]."""
 
 
 class Embedder(TextEmbedder, Protocol):
@@ -47,13 +47,13 @@ class Embedder(TextEmbedder, Protocol):
         """Known once `start` has returned."""
 
     async def start(self) -> EmbeddingSpace:
-        """Connects, reads what the model is and proves it with a real inference."""
+        """Connect, read what the model is and proves it with a real inference."""
 
     async def check(self) -> None:
-        """Makes sure, by a real inference, that it works and that the space is still the one found at the start.
+        """Make sure, by a real inference, that it works and that the space is still the one found at the start.
 
         Called every few seconds; where an inference costs money, one of the last minute is proof enough.
         """
 
     async def close(self) -> None:
-        """Ends the connection; calls in flight fail."""
+        """End the connection; calls in flight fail."""

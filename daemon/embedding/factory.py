@@ -50,7 +50,7 @@ class StartingEmbedder:
         self._started = started
 
     async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
-        """See `TextEmbedder.embed`."""
+        """Embed once the embedder is started, see `TextEmbedder.embed`."""
         embedder = await asyncio.shield(self._started)
         return await embedder.embed(texts, prompt=prompt)
 
@@ -71,7 +71,7 @@ class Embedders:
         self._started: dict[tuple[str, int], tuple[Embedder, EmbeddingSpace]] = {}
 
     async def get(self, settings: EmbeddingSettings) -> tuple[Embedder, EmbeddingSpace]:
-        """The embedder of that model and dimension; waits while its provider is away.
+        """Return the embedder of that model and dimension; wait while its provider is away.
 
         Raises:
             ConfigError: the settings do not fit together.

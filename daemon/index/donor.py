@@ -6,15 +6,11 @@ Where model and chunking are the same, equal content hashes say that two version
 from collections.abc import Sequence
 from typing import cast
 
-import redis.exceptions as redis_errors
-
-from daemon.core.vectors import decode, encode
+from daemon.core.vectors import decode, encode, size_bytes
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
 from daemon.index.layout import Layout
 from daemon.index.registry import IndexVersion, VersionTable
 from daemon.index.writer import load_functions
-
-_BYTES = {"FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2}
 
 
 class VectorDonor:
@@ -36,15 +32,15 @@ class VectorDonor:
         self._type = type
         self._taker = taker
         self._commands_max = pipeline_commands_max
-        self._size_bytes = _BYTES[type] * taker.dimension
+        self._size_bytes = size_bytes(type, taker.dimension)
 
     async def vectors(self, wanted: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
-        """The vectors of each (document id, content hash), one for each chunk; none where there are not all of them.
+        """Return the vectors of each (document id, content hash), one a chunk; none where there are not all of them.
 
         Raises:
             FailureClass: Redis failed.
         """
-        found: list[tuple[bytes, ...]] = []
+        vectors: list[tuple[bytes, ...]] = []
         for start in range(0, len(wanted), self._commands_max):
             pipe = self._client.pipeline(transaction=False)
             for identifier, content_hash in wanted[start : start + self._commands_max]:
@@ -52,11 +48,11 @@ class VectorDonor:
                 pipe.execute_command("FCALL", "livevec_vectors", 3, *keys, content_hash)
             with translated():
                 replies = await pipe.execute(raise_on_error=False)
-            found += [await self._taken(reply) for reply in replies]
-        return found
+            vectors += [await self._taken(reply) for reply in replies]
+        return vectors
 
     async def _taken(self, reply: object) -> tuple[bytes, ...]:
-        if isinstance(reply, redis_errors.RedisError):
+        if isinstance(reply, Exception):
             error = failure(reply)
             if isinstance(error, FunctionsMissing):
                 await load_functions(self._client)
@@ -72,7 +68,7 @@ class VectorDonor:
 def donor(
     client: Client, pipeline: str, table: VersionTable, taker: IndexVersion, pipeline_commands_max: int
 ) -> VectorDonor | None:
-    """What gives its vectors to a version that is not the one that readers see; None: no other has the same.
+    """Return what gives its vectors to a version that is not the one that readers see; None: no other has the same.
 
     A shorter number format does not become a longer one: the digits that it lost stay lost.
     """

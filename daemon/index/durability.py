@@ -15,11 +15,10 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from daemon.errors import RetryLater
-from daemon.index.connection import Client, failure, translated
+from daemon.index.connection import Client, failure, key_of_each_primary, translated
 from daemon.settings import RedisSettings
 
 _KEY = "lv:durable:{{{}}}"
-_SLOTS = 16_384
 _WAIT_MS_MAX = 2_000
 
 
@@ -41,18 +40,18 @@ class Durability:
 
     @classmethod
     async def begin(cls, client: Client, settings: RedisSettings) -> "Durability":
-        """From now on: a Redis that is started anew after this is noticed.
+        """Begin to watch: a Redis that is started anew after this is noticed.
 
         Raises:
             FailureClass: Redis is away.
         """
-        found: dict[str, str] = {}
+        run_ids: dict[str, str] = {}
         async for name, connection, _ in _primaries(client):
-            found[name] = await _run_id(connection)
-        return cls(client, found, settings.timeout_s * 6)
+            run_ids[name] = await _run_id(connection)
+        return cls(client, run_ids, settings.timeout_s * 6)
 
     async def reached(self) -> None:
-        """Returns when every write that was answered before this call is on disk.
+        """Wait until every write that was answered before this call is on disk.
 
         Raises:
             RetryLater: Redis was started anew since `begin`, is away, or its disk is too slow: write again.
@@ -78,7 +77,7 @@ class Durability:
             with translated():
                 written, waited = await pipe.execute(raise_on_error=False)
                 run_id = await _run_id(connection)
-            if isinstance(written, redis_errors.RedisError):
+            if isinstance(written, Exception):
                 raise failure(written)
             if run_id != self._run_ids.get(name):
                 raise RetryLater(f"Redis at {name} was started anew, and may have lost its last second")
@@ -86,7 +85,7 @@ class Durability:
                 self.unprovable = f"Redis does not tell when a write is on disk ({waited})"
                 self._silent.add(name)
                 return
-            if isinstance(waited, redis_errors.RedisError):
+            if isinstance(waited, Exception):
                 raise failure(waited)
             if int(waited[0]) >= 1:
                 return
@@ -101,27 +100,18 @@ async def _run_id(connection: Redis) -> str:
 
 
 async def _primaries(client: Client) -> AsyncIterator[tuple[str, Redis, str]]:
-    """Each primary: its name, a client of it alone, and a key that it holds."""
-    if not isinstance(client, RedisCluster):
-        yield "its address", client, _KEY.format("0")
-        return
-    with translated():
-        await client.initialize()
-    wanted = {node.name: node for node in client.get_primaries()}
-    for number in range(_SLOTS):
-        key = _KEY.format(number)
-        node = client.get_node_from_key(key)
-        if node is None or wanted.pop(node.name, None) is None:
-            continue
-        async with _alone(node) as connection:
-            yield node.name, connection, key
-        if not wanted:
-            return
+    """Give each primary: its name, a client of it alone, and a key that it holds."""
+    for name, key in (await key_of_each_primary(client, _KEY.format)).items():
+        if not isinstance(client, RedisCluster):
+            yield "its address", client, key
+        elif (node := client.get_node(node_name=name)) is not None:
+            async with _alone(node) as connection:
+                yield name, connection, key
 
 
 @asynccontextmanager
 async def _alone(node: Any) -> AsyncIterator[Redis]:
-    """A plain client of one node of a cluster, with the cluster client's user and settings."""
+    """Return a plain client of one node of a cluster, with the cluster client's user and settings."""
     known = ("username", "password", "socket_timeout", "protocol", "ssl", "ssl_ca_certs", "client_name")
     options = {name: value for name, value in node.connection_kwargs.items() if name in known}
     connection: Redis = Redis(host=node.host, port=node.port, **options)

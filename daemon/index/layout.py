@@ -30,7 +30,7 @@ LIVE_KEY = "lv:live"
 
 
 def document_id(key: tuple[str, ...]) -> str:
-    """The primary key as text: a single column as it is; several joined by "/", with "/" and "%" escaped.
+    """Return the primary key as text: a single column as it is; several joined by "/", with "/" and "%" escaped.
 
     Keys of one pipeline have one number of columns, so no two of them give the same id.
     """
@@ -40,7 +40,7 @@ def document_id(key: tuple[str, ...]) -> str:
 
 
 def document_key(identifier: str, columns: int) -> tuple[str, ...]:
-    """The inverse of `document_id` for a key of so many columns."""
+    """Return the inverse of `document_id` for a key of so many columns."""
     if columns == 1:
         return (identifier,)
     return tuple(part.replace("%2F", "/").replace("%25", "%") for part in identifier.split("/"))
@@ -78,7 +78,7 @@ class Layout:
         return tuple(f"{{{self.pipeline}.{bucket:02x}}}" for bucket in range(BUCKETS))
 
     def keys(self, identifier: str) -> tuple[str, str, str]:
-        """Bookkeeping, floor and stem of one document, as functions.lua takes them."""
+        """Return bookkeeping, floor and stem of one document, as functions.lua takes them."""
         tag = self._tags[bucket_of(identifier)]
         return (
             f"{self.bookkeeping_prefix}{tag}:{identifier}",
@@ -89,11 +89,15 @@ class Layout:
     def bookkeeping(self, identifier: str) -> str:
         return f"{self.bookkeeping_prefix}{self._tags[bucket_of(identifier)]}:{identifier}"
 
+    def chunk_key(self, identifier: str, number: int) -> str:
+        """Return the key of one chunk's hash, as functions.lua derives it from the stem."""
+        return f"{self.keys(identifier)[2]}:{number}"
+
     def floors(self) -> Iterable[str]:
         return (f"lv:{self.pipeline}:{self.version}:floor:{tag}" for tag in self._tags)
 
     def identifier(self, bookkeeping_key: str) -> str:
-        """The document's id out of its bookkeeping key."""
+        """Return the document's id out of its bookkeeping key."""
         return bookkeeping_key[len(self.bookkeeping_prefix) :].split("}:", 1)[1]
 
 

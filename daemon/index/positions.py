@@ -11,11 +11,10 @@ tells.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, cast
 
-from redis.asyncio.cluster import RedisCluster
-
-from daemon.index.connection import Client, FunctionsMissing, translated
+from daemon.index.connection import Client, FunctionsMissing, key_of_each_primary, translated
 from daemon.index.layout import positions_key
 from daemon.index.writer import load_functions
 
@@ -64,10 +63,11 @@ class Positions:
 
     async def claim(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
         """Claim partitions; answers the offset up to which every shard has applied each, None where one has none."""
-        self._keys = await self._shard_keys()
+        shards = await key_of_each_primary(self._client, partial(positions_key, self._group))
+        self._keys = list(shards.values())
         if not partitions:
             return {}
-        found: dict[Partition, int | None] = {}
+        applied: dict[Partition, int | None] = {}
         for key in self._keys:
             known = self._known.setdefault(key, {})
             # Told before the positions are read: a restart in between shows with the first advance.
@@ -83,11 +83,11 @@ class Positions:
                     before.claim + 1 if before else 1, before.offset if before else -1
                 )
                 offset = known[partition].offset if known[partition].offset >= 0 else None
-                least = found.get(partition, offset)
-                found[partition] = None if offset is None or least is None else min(offset, least)
+                least = applied.get(partition, offset)
+                applied[partition] = None if offset is None or least is None else min(offset, least)
                 updates += (_field(partition), before.encode() if before else "", known[partition].encode())
             await self._call(key, updates)
-        return found
+        return applied
 
     async def advance(self, offsets: Mapping[Partition, int]) -> Verdict:
         """Advance claimed partitions; positions only grow."""
@@ -159,23 +159,6 @@ class Positions:
             raise
         return reply if isinstance(reply, list) else []
 
-    async def _shard_keys(self) -> list[str]:
-        """One key per primary: tags are tried until each primary owns one's slot."""
-        if not isinstance(self._client, RedisCluster):
-            return [positions_key(self._group, "0")]
-        with translated():
-            await self._client.initialize()
-        wanted = {node.name for node in self._client.get_primaries()}
-        keys: dict[str, str] = {}
-        for number in range(16_384):
-            key = positions_key(self._group, str(number))
-            node = self._client.get_node_from_key(key)
-            if node is not None and node.name in wanted:
-                keys.setdefault(node.name, key)
-            if len(keys) == len(wanted):
-                break
-        return list(keys.values())
-
 
 def _field(partition: Partition) -> str:
     return f"{partition[0]}/{partition[1]}"
@@ -184,7 +167,7 @@ def _field(partition: Partition) -> str:
 def _stored(
     differing: Sequence[bytes], expected: Mapping[Partition, Position]
 ) -> dict[Partition, Position | None]:
-    """What is stored of those that are not as expected."""
+    """Return what is stored of those that are not as expected."""
     fields = {_field(partition): partition for partition in expected}
     texts = zip(differing[::2], differing[1::2], strict=True)
     return {fields[field.decode()]: Position.decode(text) for field, text in texts}

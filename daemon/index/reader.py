@@ -10,7 +10,7 @@ from redis.commands.search.query import Query
 
 from daemon.core.vectors import encode
 from daemon.errors import ConfigError, StopProcess
-from daemon.index.connection import Client, translated
+from daemon.index.connection import Client, IndexMissing, translated
 from daemon.index.registry import IndexVersion, Versions
 
 _CHUNKS_PER_DOCUMENT = 4
@@ -43,7 +43,7 @@ async def knn(
     ef_runtime: int | None = None,
     by_chunk: bool = False,
 ) -> list[Hit]:
-    """The k nearest documents (or chunks) to a vector.
+    """Return the k nearest documents (or chunks) to a vector.
 
     Args:
         client: of Redis.
@@ -70,13 +70,13 @@ async def knn(
     parameters = cast(dict[str, Any], {"vector": encode(vector[None, :], type)[0]})
     try:
         with translated():
-            found = await cast(Any, client.ft(index)).search(query, query_params=parameters)
-    except StopProcess as refused:
+            reply = await cast(Any, client.ft(index)).search(query, query_params=parameters)
+    except (StopProcess, IndexMissing) as refused:
         raise ConfigError(
             f"Redis refused the search of {index!r} with filter {filter!r}: {refused}"
         ) from refused
     hits: dict[object, Hit] = {}
-    for result in _rows(found):
+    for result in _rows(reply):
         hit = _hit(result)
         hits.setdefault((hit.id, hit.chunk) if by_chunk else hit.id, hit)
     return list(hits.values())[:k]
@@ -92,7 +92,7 @@ async def search(
     ef_runtime: int | None = None,
     by_chunk: bool = False,
 ) -> tuple[IndexVersion, list[Hit]]:
-    """The nearest in the index version that readers see now, whatever model it was made with; for applications.
+    """Return the nearest in the index version that readers see now, whatever model it was made with; for applications.
 
     A version's own index is searched, not the alias: that may move to another model while the text is embedded.
 
@@ -129,9 +129,9 @@ async def search(
                 raise
 
 
-def _rows(found: Any) -> list[dict[str, str]]:
-    """RESP3 answers maps of bytes."""
-    plain = {_text(key): value for key, value in found.items()}
+def _rows(reply: Any) -> list[dict[str, str]]:
+    """Return the rows of a reply; RESP3 gives maps of bytes."""
+    plain = {_text(key): value for key, value in reply.items()}
     return [
         {_text(name): _text(value) for name, value in dict(attributes).items() if _text(name) != "embedding"}
         for result in plain["results"]

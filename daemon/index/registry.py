@@ -51,7 +51,7 @@ class IndexVersion:
     type: str
 
     def space(self) -> str:
-        """What a content hash depends on besides the text."""
+        """Return what a content hash depends on besides the text."""
         return f"{self.fingerprint}|{self.chunking}"
 
     def encode(self) -> bytes:
@@ -59,18 +59,18 @@ class IndexVersion:
 
     @classmethod
     def decode(cls, record: bytes) -> "IndexVersion":
-        found: dict[str, Any] = orjson.loads(record)
-        found["chunking"] = tuple(found["chunking"])
-        found["metadata"] = tuple(tuple(one) for one in found["metadata"])
-        return cls(**found)
+        settings: dict[str, Any] = orjson.loads(record)
+        settings["chunking"] = tuple(settings["chunking"])
+        settings["metadata"] = tuple(tuple(one) for one in settings["metadata"])
+        return cls(**settings)
 
     def differences(self, other: "IndexVersion") -> list[str]:
-        """Names of the settings in which two versions differ."""
+        """Return names of the settings in which two versions differ."""
         names = [field.name for field in fields(self) if field.name != "number"]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
     def pipeline(self, settings: Pipeline) -> Pipeline:
-        """The pipeline with what this version was made with in place of what the configuration says."""
+        """Return the pipeline with what this version was made with in place of what the configuration says."""
         tokens_max, tokens_overlap = self.chunking
         tokenizer = settings.chunking.tokenizer
         made_with = {
@@ -91,11 +91,11 @@ class IndexVersion:
         return Pipeline(**{**configured, **made_with})
 
     def embedding(self, settings: EmbeddingSettings) -> EmbeddingSettings:
-        """Where this version's vectors come from."""
+        """Return the settings of where this version's vectors come from."""
         return settings.model_copy(update={"model": self.model, "dimension": self.dimension})
 
     def check_space(self, space: EmbeddingSpace, pipeline: str) -> None:
-        """Raises ConfigError where the embedder does not give the vectors that this version holds."""
+        """Raise ConfigError where the embedder does not give the vectors that this version holds."""
         if (space.fingerprint, space.dimension) != (self.fingerprint, self.dimension):
             raise ConfigError(
                 f"pipeline {pipeline!r}: index version {self.number} was made with another model under the name "
@@ -106,7 +106,7 @@ class IndexVersion:
 
 
 def wanted(pipeline: Pipeline, space: EmbeddingSpace, number: int = FIRST_VERSION) -> IndexVersion:
-    """The version that the configuration asks for."""
+    """Return the version that the configuration asks for."""
     return IndexVersion(
         number=number,
         model=space.model,
@@ -146,17 +146,17 @@ class VersionTable:
         return [self.versions[number] for number in numbers]
 
     def version(self, number: int | None = None) -> IndexVersion:
-        """That version; None: the active one.
+        """Return that version; None: the active one.
 
         Raises:
             ConfigError: there is none.
         """
         number = self.active if number is None else number
-        found = self.versions.get(number)
-        if found is None:
+        version = self.versions.get(number)
+        if version is None:
             known = ", ".join(map(str, sorted(self.versions))) or "none"
             raise ConfigError(f"there is no index version {number}; registered: {known}")
-        return found
+        return version
 
 
 class Versions:
@@ -168,10 +168,10 @@ class Versions:
         self._key = versions_key(pipeline)
 
     async def read(self) -> VersionTable | None:
-        """The registry; None where nothing was registered yet."""
+        """Return the registry; None where nothing was registered yet."""
         with translated():
-            found: dict[bytes, bytes] = await self._client.hgetall(self._key)
-        plain = {name.decode(): value for name, value in found.items()}
+            stored: dict[bytes, bytes] = await self._client.hgetall(self._key)
+        plain = {name.decode(): value for name, value in stored.items()}
         versions = {int(name): IndexVersion.decode(value) for name, value in plain.items() if name.isdigit()}
         if not versions:
             return None
@@ -189,7 +189,7 @@ class Versions:
         )
 
     async def known(self) -> VersionTable:
-        """Raises ConfigError where nothing was registered yet."""
+        """Return the registry; raise ConfigError where nothing was registered yet."""
         table = await self.read()
         if table is None:
             raise ConfigError(
@@ -242,7 +242,7 @@ class Versions:
             await self._client.delete(writers_key(self._pipeline, number))
 
     async def writers(self, number: int) -> frozenset[tuple[str, int]]:
-        """The partitions whose changes are written to it."""
+        """Return the partitions whose changes are written to it."""
         with translated():
             names: list[bytes] = await self._client.hkeys(writers_key(self._pipeline, number))
         split = (name.decode().rpartition("/") for name in names)

@@ -1,13 +1,14 @@
 """The search index of a version (FT.CREATE), and the alias that readers use."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
-import redis.exceptions as redis_errors
 from redis.commands.search.field import Field, NumericField, TagField, TextField, VectorField
 from redis.commands.search.index_definition import IndexDefinition, IndexType
+from redis.exceptions import ResponseError
 
 from daemon.core.document import TAG_SEPARATOR
-from daemon.index.connection import Client, translated
+from daemon.index.connection import Client, IndexMissing, translated
 from daemon.index.layout import Layout
 from daemon.index.registry import IndexVersion
 
@@ -24,35 +25,55 @@ async def ensure(client: Client, pipeline: str, version: IndexVersion) -> Layout
     return layout
 
 
-async def exists(client: Client, index: str) -> bool:
-    """Whether an index or alias of that name is there."""
-    return await index_named(client, index) is not None
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """What FT.INFO says of an index.
+
+    Attributes:
+        name: of the index, also where it was asked for by its alias.
+        documents: hashes that it covers.
+        indexing_failures: hashes that Redis holds but could not index; the only sign of a vector that no search finds.
+        building: whether hashes that were there before it are still being indexed.
+    """
+
+    name: str
+    documents: int
+    indexing_failures: int
+    building: bool
 
 
-async def index_named(client: Client, name: str) -> str | None:
-    """The index that goes by a name, which may be an alias; None: there is none."""
+async def info(client: Client, name: str) -> IndexInfo | None:
+    """Return what Redis says of the index or alias of that name; None where there is none.
+
+    Raises:
+        FailureClass: Redis failed.
+    """
     try:
-        info = await cast(Any, client.ft(name)).info()
-    except redis_errors.ResponseError as error:
-        text = str(error).lower()
-        if "no such index" in text or "unknown index" in text or "not found" in text:
-            return None
         with translated():
-            raise
-    except redis_errors.RedisError:
-        with translated():
-            raise
-    plain = {_text(key): value for key, value in info.items()}
-    return _text(plain["index_name"])
+            reply = await cast(Any, client.ft(name)).info()
+    except IndexMissing:
+        return None
+    facts = {_text(key): value for key, value in reply.items()}
+    return IndexInfo(
+        name=_text(facts["index_name"]),
+        documents=int(facts["num_docs"]),
+        indexing_failures=int(facts["hash_indexing_failures"]),
+        building=float(facts["percent_indexed"]) < 1,
+    )
+
+
+async def exists(client: Client, index: str) -> bool:
+    """Return whether an index or alias of that name is there."""
+    return await info(client, index) is not None
 
 
 async def create(client: Client, layout: Layout, version: IndexVersion) -> None:
-    """FT.CREATE over the documents' prefix; documents that are there already are indexed in the background."""
+    """Create the index of a version; documents that are there already are indexed in the background."""
     definition = cast(Any, IndexDefinition)(prefix=[layout.documents_prefix], index_type=IndexType.HASH)
     with translated():
         try:
             await cast(Any, client.ft(layout.index)).create_index(_fields(version), definition=definition)
-        except redis_errors.ResponseError as error:
+        except ResponseError as error:
             # Another process may have been faster.
             if "already exists" not in str(error).lower():
                 raise
@@ -71,20 +92,12 @@ async def drop(client: Client, layout: Layout) -> None:
             await cast(Any, client.ft(layout.index)).dropindex()
 
 
-async def indexing_failures(client: Client, layout: Layout) -> int:
-    """Documents that Redis holds but could not index; the only sign of a vector that is not searchable."""
-    with translated():
-        info = await cast(Any, client.ft(layout.index)).info()
-    plain = {_text(key): value for key, value in info.items()}
-    return int(plain["hash_indexing_failures"])
-
-
 def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _fields(version: IndexVersion) -> list[Field]:
-    """The search schema. `chunk` and `text` are in the hashes but not in it: a query can return them, and a
+    """Return the search schema. `chunk` and `text` are in the hashes but not in it: a query can return them, and a
     full-text index over every text would cost each write more than the vector does."""
     kinds = {"numeric": NumericField, "text": TextField}
     metadata = [

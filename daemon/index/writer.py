@@ -7,15 +7,15 @@ from enum import IntEnum
 from importlib.resources import files
 from typing import Any, cast
 
-import redis.exceptions as redis_errors
-
 from daemon.core.plan import Stored
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
 from daemon.index.connection import Client, FunctionsMissing, failure, translated
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, gaps_key, reconcile_key
 
 Command = list[str | bytes | int]
+_KEYS_PER_STEP = 1000
 
 
 class Result(IntEnum):
@@ -105,7 +105,7 @@ class IndexWriter:
         self.commands_max = pipeline_commands_max
 
     async def lookup(self, ids: Sequence[str]) -> list[Stored | None]:
-        """Bookkeeping of each id, in one round trip.
+        """Return bookkeeping of each id, in one round trip.
 
         Raises:
             FailureClass: see `connection.failure`.
@@ -169,10 +169,10 @@ class IndexWriter:
             await cast(Any, self._client).hset(reconcile_key(pipeline), reason, now_s)
 
     async def reconcile_reasons(self) -> dict[str, float]:
-        """Why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
+        """Return why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
         with translated():
-            found = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
-        return {reason.decode(): float(since) for reason, since in found.items()}
+            reasons = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
+        return {reason.decode(): float(since) for reason, since in reasons.items()}
 
     async def reconciled(self, marks: Mapping[str, float]) -> None:
         """Forget the marks that a reconcile, started after they were read, has dealt with.
@@ -194,21 +194,21 @@ class IndexWriter:
             raise
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
-        """Ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
-        pattern = glob_escaped(self.layout.bookkeeping_prefix) + "*"
+        """Return ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
+        keyspace = Keyspace(self._client, self.layout)
+        position = await keyspace.beginning()
         batch: list[str] = []
-        with translated():
-            async for key in self._client.scan_iter(match=pattern, count=1000):
-                batch.append(self.layout.identifier(key.decode()))
+        while not position.done:
+            step = await keyspace.step(position, _KEYS_PER_STEP)
+            position = step.position
+            for key in step.keys:
+                if key.startswith(self.layout.bookkeeping_prefix):
+                    batch.append(self.layout.identifier(key))
                 if len(batch) >= count:
                     yield batch
                     batch = []
         if batch:
             yield batch
-
-
-def glob_escaped(text: str) -> str:
-    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)
 
 
 async def load_functions(client: Client) -> None:
@@ -223,6 +223,6 @@ def _call(function: str, layout: Layout, identifier: str) -> Command:
 
 
 def _result(reply: object) -> Result | FailureClass:
-    if isinstance(reply, redis_errors.RedisError):
+    if isinstance(reply, Exception):
         return failure(reply)
     return Result(cast(int, reply))

@@ -137,7 +137,8 @@ class LiveVersions:
 
     async def _keep_alias(self, pipeline: Pipeline) -> None:
         # Read in this order: where readers are given another version in between, the registry knows it.
-        index = await schema.index_named(self._parts.redis, pipeline.name)
+        info = await schema.info(self._parts.redis, pipeline.name)
+        index = info.name if info else None
         table = await self._registries[pipeline.name].read()
         for mirror in self._of(pipeline):
             shown = mirror.active if table is None else mirror.version.number == table.active

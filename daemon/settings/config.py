@@ -1,4 +1,4 @@
-"""The whole of daemon.toml."""
+"""The whole of daemon.toml, and the checks between its sections."""
 
 import re
 from typing import Self
@@ -6,18 +6,21 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from daemon.errors import ConfigError
-from daemon.settings.base import PositiveFloat, Settings, nearest
-from daemon.settings.embedding import EmbeddingSettings
-from daemon.settings.pipeline import Pipeline
-from daemon.settings.running import (
+from daemon.settings.pipelines import EventSource, Pipeline, PostgresSource, Source
+from daemon.settings.sections import (
     BatchingSettings,
+    ConnectSettings,
+    EmbeddingSettings,
+    KafkaSettings,
     LocalSettings,
+    PositiveFloat,
+    RedisSettings,
     RetrySettings,
+    Settings,
     SlowLaneSettings,
     TelemetrySettings,
+    nearest,
 )
-from daemon.settings.servers import ConnectSettings, KafkaSettings, RedisSettings
-from daemon.settings.sources import EventSource, PostgresSource, Source
 from daemon.settings.workflows import ReindexSettings, RetryDeadLettersSettings, TemporalSettings
 
 
@@ -36,9 +39,11 @@ class Config(Settings):
     telemetry: TelemetrySettings = TelemetrySettings()
     temporal: TemporalSettings = TemporalSettings()
     local: LocalSettings = LocalSettings()
-    shutdown_timeout_s: PositiveFloat = Field(20.0, description="Longest drain after SIGTERM.")
-    sources: tuple[Source, ...] = Field((), description="Where changes come from.")
-    pipelines: tuple[Pipeline, ...] = Field((), description="What is mirrored.")
+    shutdown_timeout_s: PositiveFloat = Field(
+        20.0, description="Longest time to finish what is in flight after SIGTERM."
+    )
+    sources: tuple[Source, ...] = Field((), description="The sources of changes.")
+    pipelines: tuple[Pipeline, ...] = Field((), description="The tables and topics that are mirrored.")
 
     @model_validator(mode="after")
     def _references(self) -> Self:
@@ -67,10 +72,10 @@ class Config(Settings):
         return next(source for source in self.sources if source.name == name)
 
     def pipeline(self, name: str) -> Pipeline:
-        """The pipeline of that name.
+        """Return the pipeline of that name.
 
         Raises:
-            ConfigError: there is none; names the nearest.
+            ConfigError: there is none; the message names the nearest.
         """
         for pipeline in self.pipelines:
             if pipeline.name == name:
@@ -81,5 +86,5 @@ class Config(Settings):
         )
 
     def topic(self, pipeline: Pipeline) -> str:
-        """The topic a pipeline reads."""
+        """Return the topic that a pipeline reads."""
         return pipeline.topic_name

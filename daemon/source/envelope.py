@@ -49,7 +49,7 @@ class EnvelopeDecoder:
         self._normalise = normalise
 
     def decode(self, record: Record) -> Change | None:
-        """The change of one record; None if it changes no row (a tombstone, a logical message).
+        """Return the change of one record; None if it changes no row (a tombstone, a logical message).
 
         Raises:
             RejectRow: the record is no envelope of this table.
@@ -103,7 +103,7 @@ class EnvelopeDecoder:
         return cast(Row, after)
 
     def _version(self, era: int, source: Mapping[str, Any]) -> tuple[LogVersion | None, int | None]:
-        """Place in the log, None where the envelope does not tell it; and the xid in 64 bits."""
+        """Return place in the log, None where the envelope does not tell it; and the xid in 64 bits."""
         lsn, xid = source.get("lsn"), source.get("txId")
         if not isinstance(lsn, int) or not isinstance(xid, int) or isinstance(lsn, bool):
             raise RejectRow(
@@ -122,7 +122,7 @@ class EnvelopeDecoder:
 
 
 def row_key(key: bytes | None, columns: Sequence[str], table: str) -> tuple[str, ...]:
-    """The primary key in a record's key, as text.
+    """Return the primary key in a record's key, as text.
 
     Args:
         columns: of the primary key.
@@ -147,7 +147,7 @@ def row_key(key: bytes | None, columns: Sequence[str], table: str) -> tuple[str,
 
 
 def key_text(value: Any) -> str:
-    """One key column as text, the same for a record's key and a row read from the source."""
+    """Return one key column as text, the same for a record's key and a row read from the source."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -171,7 +171,7 @@ def message_time_s(record: Record) -> float | None:
 
 
 def _object(data: bytes, part: str) -> dict[str, Any]:
-    """A JSON object, out of its schema wrapper if it is in one."""
+    """Return a JSON object, out of its schema wrapper if it is in one."""
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -199,7 +199,7 @@ def _era(record: Record) -> int:
 
 
 def _unavailable(value: object) -> bool:
-    """Whether Debezium put a placeholder for an unchanged TOAST column: text, base64, or a list holding it."""
+    """Return whether Debezium put a placeholder for an unchanged TOAST column: text, base64, or a list holding it."""
     if isinstance(value, str):
         return value in _PLACEHOLDERS
     if isinstance(value, list):

@@ -27,7 +27,7 @@ class EventDecoder:
         self._columns = tuple(columns)
 
     def decode(self, record: Record) -> Change:
-        """The change of one record.
+        """Return the change of one record.
 
         Raises:
             RejectRow: no key, not UTF-8, not a JSON object, or a member that the pipeline needs is missing.

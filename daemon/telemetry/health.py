@@ -1,6 +1,7 @@
-"""Which parts answer, and since when: for /readyz, `livevec status`, and one log line per change."""
+"""The health of the parts: which of them answer and since when, for /readyz, `livevec status` and the log."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -13,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PartState:
-    """State of one part; `message` is empty while it answers."""
+    """The state of one part; `message` is empty while it answers."""
 
     up: bool
     message: str
@@ -21,11 +22,14 @@ class PartState:
 
 
 class Health:
-    """Collects what the pipelines learn about the parts as they use them."""
+    """Collects what the pipelines learn about the parts as they use them.
+
+    The event loop writes it and the telemetry server's threads read it, so `parts` is replaced, never changed.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self.parts: dict[str, PartState] = {}
+        self.parts: Mapping[str, PartState] = {}
         self.stopped_pipelines: dict[str, str] = {}
         self.assigned = False
         self.alive_at_s = time.monotonic()
@@ -45,7 +49,7 @@ class Health:
             self._set(part, False, str(error))
 
     def _set(self, part: str, up: bool, message: str) -> None:
-        self.parts[part] = PartState(up, message, time.time())
+        self.parts = {**self.parts, part: PartState(up, message, time.time())}
         self._metrics.part_up.labels(part).set(up)
 
     @property

@@ -1,6 +1,6 @@
 """The HTTP server of the daemon: /metrics, /healthz, /readyz, /status.json, /samples.json?after=N.
 
-Runs in a thread of its own, so that a scrape never waits for a batch, and a stuck event loop shows in /healthz.
+It runs in threads of its own, so that a scrape never waits for a batch, and /healthz shows a stuck event loop.
 """
 
 import threading
@@ -25,11 +25,11 @@ Answer = tuple[str, str, bytes]
 
 
 class TelemetryServer:
-    """Serves what `metrics` and `health` know.
+    """Serves the metrics and the health.
 
     Args:
         address: `host:port`.
-        setting: where that is set, for errors.
+        setting: the key of the address in daemon.toml, for errors.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TelemetryServer:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{setting} {address!r} cannot be served ({error}); is another livevec running there?"
+                f"{setting} {address!r} cannot be used ({error}); stop what listens there, or set another one"
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="telemetry", daemon=True)
 
@@ -77,11 +77,8 @@ class TelemetryServer:
     def _healthz(self, _: str) -> Answer:
         silent_s = time.monotonic() - self._health.alive_at_s
         if silent_s > _STUCK_AFTER_S:
-            return (
-                "503 Service Unavailable",
-                "text/plain",
-                f"event loop silent for {silent_s:.0f} s\n".encode(),
-            )
+            message = f"the event loop has been silent for {silent_s:.0f} s\n"
+            return "503 Service Unavailable", "text/plain", message.encode()
         return "200 OK", "text/plain", b"alive\n"
 
     def _readyz(self, _: str) -> Answer:

@@ -1,4 +1,4 @@
-"""structlog, as JSON or for a terminal. An event name and keys; never the text of a row."""
+"""The set-up of structlog, as JSON or for a terminal. A log line is an event name and keys, never a row's text."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ def configure(log_format: str, log_level: str) -> None:
 
     Args:
         log_format: `console`, `json`, or `auto`: console on a terminal.
-        log_level: least level shown.
+        log_level: the lowest level that is shown.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (

@@ -1,7 +1,8 @@
-"""Prometheus metrics, and the latest samples in full for percentiles that buckets cannot give."""
+"""The Prometheus metrics, and the latest samples in full, for percentiles that buckets cannot give."""
 
 from collections import deque
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -17,7 +18,7 @@ STAGES = ("capture", "transit", "queue", "embed", "upsert")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Freshness of one embedded change; all in seconds, by the wall clock.
+    """The freshness of one embedded change, in seconds by the wall clock.
 
     Attributes:
         total: commit at the source to searchable.
@@ -39,7 +40,7 @@ class Sample:
 
 
 class SampleRing:
-    """The latest samples, numbered, so that a reader can ask for those after the last it saw."""
+    """Holds the latest samples, numbered, so that a reader can ask for those after the last one it has."""
 
     def __init__(self, size: int = 50_000) -> None:
         self._samples: deque[Sample] = deque(maxlen=size)
@@ -50,7 +51,7 @@ class SampleRing:
         self.count += 1
 
     def after(self, number: int) -> list[dict[str, float | str]]:
-        """Samples numbered above `number`, as far as they are still held."""
+        """Return the samples numbered above `number`, as far as they are still held."""
         fresh = min(max(self.count - number, 0), len(self._samples))
         samples = list(self._samples)
         return [asdict(sample) for sample in samples[len(samples) - fresh :]]
@@ -61,116 +62,83 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.read = Counter("livevec_changes_read", "Records read.", ["pipeline"], registry=registry)
-        self.changes = Counter(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        pipeline = ("pipeline",)
+        self.read = counter("livevec_changes_read", "Records read.", pipeline)
+        self.changes = counter(
             "livevec_changes",
-            "Records by how they ended; over all outcomes they add up to those read.",
-            ["pipeline", "outcome"],
-            registry=registry,
+            "Records by their outcome; the outcomes add up to the records read.",
+            ("pipeline", "outcome"),
         )
-        self.searchable = Histogram(
+        self.searchable = histogram(
             "livevec_commit_to_searchable_seconds",
-            "From the commit at the source until a search finds the change.",
-            ["pipeline"],
+            "Time from the commit at the source until a search finds the change.",
+            pipeline,
             buckets=_BUCKETS_S,
-            registry=registry,
         )
-        self.stages = Histogram(
+        self.stages = histogram(
             "livevec_stage_seconds",
             "Parts of commit to searchable: " + ", ".join(STAGES) + ".",
-            ["pipeline", "stage"],
+            ("pipeline", "stage"),
             buckets=_BUCKETS_S,
-            registry=registry,
         )
-        self.fresh_through = Gauge(
+        self.fresh_through = gauge(
             "livevec_fresh_through_timestamp_seconds",
             "Every change committed before this time is searchable.",
-            ["source"],
-            registry=registry,
+            ("source",),
         )
-        self.batch = Histogram(
-            "livevec_batch_changes",
-            "Size of batches.",
-            ["pipeline"],
-            buckets=_BATCH_BUCKETS,
-            registry=registry,
+        self.batch = histogram("livevec_batch_changes", "Size of batches.", pipeline, buckets=_BATCH_BUCKETS)
+        self.queued = gauge("livevec_queue_changes", "Changes waiting.", pipeline)
+        self.queued_bytes = gauge("livevec_queue_bytes", "Bytes waiting.", pipeline)
+        self.in_flight = gauge("livevec_batches_in_flight", "Batches running.", pipeline)
+        self.paused = gauge("livevec_paused", "1 while partitions are paused.")
+        self.overloaded = gauge("livevec_overloaded", "1 while deadlines cannot be met.", pipeline)
+        self.cost_fixed = gauge(
+            "livevec_inference_cost_fixed_seconds", "Learned cost of a request.", pipeline
         )
-        self.queued = Gauge("livevec_queue_changes", "Changes waiting.", ["pipeline"], registry=registry)
-        self.queued_bytes = Gauge("livevec_queue_bytes", "Bytes waiting.", ["pipeline"], registry=registry)
-        self.in_flight = Gauge(
-            "livevec_batches_in_flight", "Batches running.", ["pipeline"], registry=registry
+        self.cost_token = gauge("livevec_inference_cost_token_seconds", "Learned cost of a token.", pipeline)
+        self.failures = counter(
+            "livevec_failures", "Calls that failed, by part and class.", ("part", "failure")
         )
-        self.paused = Gauge("livevec_paused", "1 while partitions are paused.", registry=registry)
-        self.overloaded = Gauge(
-            "livevec_overloaded", "1 while deadlines cannot be met.", ["pipeline"], registry=registry
+        self.dead_letters = counter(
+            "livevec_dead_letters", "Rows refused, by reason.", ("pipeline", "reason")
         )
-        self.cost_fixed = Gauge(
-            "livevec_inference_cost_fixed_seconds",
-            "Learned cost of a request.",
-            ["pipeline"],
-            registry=registry,
-        )
-        self.cost_token = Gauge(
-            "livevec_inference_cost_token_seconds",
-            "Learned cost of a token.",
-            ["pipeline"],
-            registry=registry,
-        )
-        self.failures = Counter(
-            "livevec_failures",
-            "Calls that failed, by part and class.",
-            ["part", "failure"],
-            registry=registry,
-        )
-        self.dead_letters = Counter(
-            "livevec_dead_letters", "Rows refused, by reason.", ["pipeline", "reason"], registry=registry
-        )
-        self.dead_letters_tried = Counter(
+        self.dead_letters_tried = counter(
             "livevec_dead_letters_tried",
-            "Tries of dead letters by the worker, by what became of them.",
-            ["pipeline", "outcome"],
-            registry=registry,
+            "Dead letters that the worker has tried again, by outcome.",
+            ("pipeline", "outcome"),
         )
-        self.dead_letters_held = Gauge(
+        self.dead_letters_held = gauge(
             "livevec_dead_letters_held",
-            "Documents that wait for another try, or (state given_up) for a person.",
-            ["pipeline", "reason", "state"],
-            registry=registry,
+            "Documents that wait for another try or, in the state given_up, for a person.",
+            ("pipeline", "reason", "state"),
         )
-        self.dead_letters_unfed = Gauge(
+        self.dead_letters_unfed = gauge(
             "livevec_dead_letters_unfed",
-            "Dead letters that the worker has read and Temporal has not taken yet; more wait in Kafka.",
-            ["pipeline"],
-            registry=registry,
+            "Dead letters that the worker has read and Temporal has not accepted yet; more wait in Kafka.",
+            pipeline,
         )
-        self.part_up = Gauge("livevec_part_up", "1 while the part answers.", ["part"], registry=registry)
-        self.lag = Gauge("livevec_unacknowledged_records", "Read, not yet acknowledged.", registry=registry)
-        self.went_back = Counter(
-            "livevec_redis_went_back", "Times Redis was found older than what was written.", registry=registry
+        self.part_up = gauge("livevec_part_up", "1 while the part answers.", ("part",))
+        self.lag = gauge("livevec_unacknowledged_records", "Records read and not yet acknowledged.")
+        self.went_back = counter(
+            "livevec_redis_went_back", "Times that Redis was older than what was written to it."
         )
-        self.needs_reconcile = Gauge(
-            "livevec_needs_reconcile", "1: run `livevec verify --repair`.", ["pipeline"], registry=registry
+        self.needs_reconcile = gauge("livevec_needs_reconcile", "1: run `livevec verify --repair`.", pipeline)
+        self.indexing_failures = gauge(
+            "livevec_hash_indexing_failures", "Documents in Redis that its index could not take.", pipeline
         )
-        self.indexing_failures = Gauge(
-            "livevec_hash_indexing_failures",
-            "Documents in Redis that its index could not take.",
-            ["pipeline"],
-            registry=registry,
-        )
-        self.oldest = Gauge(
+        self.oldest = gauge(
             "livevec_oldest_unacknowledged_seconds",
             "Age of the oldest change that is read and not acknowledged; keep it far below half of "
             "redis.delete_marker_ttl_s.",
-            registry=registry,
         )
-        self.active_version = Gauge(
-            "livevec_index_version", "The index version that readers see.", ["pipeline"], registry=registry
-        )
-        self.settings_differ = Gauge(
+        self.active_version = gauge("livevec_index_version", "The index version that readers see.", pipeline)
+        self.settings_differ = gauge(
             "livevec_settings_differ",
-            "1: daemon.toml asks for another index than the one there is; run `livevec reindex`.",
-            ["pipeline"],
-            registry=registry,
+            "1: daemon.toml asks for other index settings than the present index has; run `livevec reindex`.",
+            pipeline,
         )
         self.samples = SampleRing()
 
@@ -179,9 +147,9 @@ class Metrics:
 
 
 class PipelineMetrics:
-    """The metrics of one pipeline's index version, with their labels resolved once.
+    """The metrics of one index version of a pipeline, with their labels resolved once.
 
-    The version that readers see goes by the pipeline's name, another one by its index's; they trade names at a swap.
+    The version that readers see is labelled with the pipeline's name, others with their index's; a swap swaps these.
     """
 
     def __init__(self, metrics: Metrics, name: str, *, seen: bool = True) -> None:
@@ -189,7 +157,7 @@ class PipelineMetrics:
         self.show_as(name, seen=seen)
 
     def show_as(self, name: str, *, seen: bool) -> None:
-        """Count under this name from now on; `seen`: its samples are those of what readers see."""
+        """Use this label from now on; `seen`: readers see this version, so its samples are kept."""
         metrics = self.all
         self.name = name
         self._seen = seen
@@ -204,13 +172,13 @@ class PipelineMetrics:
         self.overloaded = metrics.overloaded.labels(name)
 
     def forget(self) -> None:
-        """Show no present state under this name any more; what was counted stays."""
+        """Remove the gauges of this label; the counters stay."""
         metrics = self.all
         for gauge in (metrics.queued, metrics.queued_bytes, metrics.in_flight, metrics.overloaded):
             gauge.remove(self.name)
 
     def embedded(self, sample: Sample) -> None:
-        """Note the freshness of one embedded change."""
+        """Record the freshness of one embedded change."""
         self.searchable.observe(sample.total)
         stages = self.stages
         stages["capture"].observe(sample.capture)

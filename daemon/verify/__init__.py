@@ -1,8 +1,7 @@
-"""Comparing a table with its index, and making the index right.
+"""Compares a table with its index, and makes the index equal to it.
 
-The one check that trusts none of livevec's own counts: it reads the table, the documents and the index itself.
-What is told: differences. What is looked at: subject (rows), stored and keyspace (Redis). How: comparison (rows
-against documents), walk (Redis' keys against the table), looks (again, until it is sure). Put together: checker (all
-of it at once, for `livevec verify`), and workflows/activities/reconciling.py (in parts, for `livevec reconcile`).
-Mending: mend (single documents), repair (a full backfill).
+This is the one check that trusts none of livevec's own counts: it reads the table, the documents and the index
+itself. `livevec verify` runs it in this process (session); a reconcile runs the same parts in Temporal's activities.
+sides: the table, and with stored the index. comparison: rows against their documents. looks: again, until
+a difference is sure. examiner: a key range, and all keys, on their way through the check. refill: a full backfill.
 """

@@ -10,14 +10,14 @@ from daemon.core.document import Document
 from daemon.core.vectors import decode
 from daemon.errors import RejectRow
 from daemon.verify.differences import Difference
+from daemon.verify.sides import Sides
 from daemon.verify.stored import StoredChunk, StoredDocument
-from daemon.verify.subject import Subject, reread
 
 COSINE_MIN = 0.999
 """Between a stored vector and its text's embedding now; FLOAT16, BFLOAT16 and another batch stay above it."""
 
 Wanted = Document | RejectRow | None
-"""What a document must be; RejectRow: the row can never be one; None: there is no row."""
+"""What a document must be; RejectRow: the row can never be a document; None: there is no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,86 +28,95 @@ class Look:
     version: str
 
 
-class Comparison:
+class RowComparison:
     """Compares what rows render to with what is stored."""
 
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
 
     def rendered(self, rows: Mapping[str, Row | None]) -> dict[str, Wanted]:
-        """What the documents of these rows must be."""
-        return {one: None if row is None else self._render(row) for one, row in rows.items()}
+        """Return what the documents of these rows must be."""
+        return {identifier: None if row is None else self._render(row) for identifier, row in rows.items()}
 
     async def suspects(self, wanted: Mapping[str, Wanted]) -> set[str]:
-        """Documents that differ by their digests, or of which a chunk, its vector or its entry in the index is
-        not there. Reads no text and no vector: a few bytes a document.
+        """Find the documents that differ by their digests, or of which a chunk, its vector or its entry in the index
+        is not there. Reads no text and no vector: a few bytes a document.
         """
-        stored = self._subject.stored
+        stored = self._sides.stored
         held = dict(zip(wanted, await stored.bookkeeping(list(wanted)), strict=True))
-        found: set[str] = set()
+        suspects: set[str] = set()
         chunks: dict[str, str] = {}
-        for one, document in wanted.items():
+        for identifier, document in wanted.items():
             if isinstance(document, RejectRow):
                 continue
             digests = None if document is None else (document.content_hash, document.metadata_hash)
-            if digests != held[one].digests:
-                found.add(one)
+            if digests != held[identifier].digests:
+                suspects.add(identifier)
             else:
-                chunks.update((stored.key(one, number), one) for number in range(held[one].chunks))
+                chunks.update(
+                    (stored.layout.chunk_key(identifier, number), identifier)
+                    for number in range(held[identifier].chunks)
+                )
         sizes = await stored.vector_sizes(list(chunks))
         searchable = await stored.searchable(list(chunks))
-        right = self._subject.vector_bytes
-        for (key, one), size in zip(chunks.items(), sizes, strict=True):
+        right = self._sides.vector_bytes
+        for (key, identifier), size in zip(chunks.items(), sizes, strict=True):
             if size != right or key not in searchable:
-                found.add(one)
-        return found
+                suspects.add(identifier)
+        return suspects
 
     async def looks(self, wanted: Mapping[str, Wanted]) -> dict[str, Look]:
-        """Everything that is to be told of these documents, except of chunks beyond those that they have."""
-        documents = dict(zip(wanted, await self._subject.stored.read(list(wanted)), strict=True))
-        found = {one: self._of_row(one, wanted[one], document) for one, document in documents.items()}
+        """Find all differences of these documents, except chunks beyond those that they have."""
+        documents = dict(zip(wanted, await self._sides.stored.read(list(wanted)), strict=True))
+        differences = {
+            identifier: self._of_row(identifier, wanted[identifier], document)
+            for identifier, document in documents.items()
+        }
         vectors: list[tuple[str, str, bytes]] = []
-        for one, chunk in self._judged(wanted, documents):
-            if chunk.vector is not None and len(chunk.vector) == self._subject.vector_bytes:
-                vectors.append((one, chunk.fields.get("text", ""), chunk.vector))
+        for identifier, chunk in self._judged(wanted, documents):
+            if chunk.vector is not None and len(chunk.vector) == self._sides.vector_bytes:
+                vectors.append((identifier, chunk.fields.get("text", ""), chunk.vector))
             else:
-                found[one].add(Difference.WRONG_VECTOR)
-        for one in await self._wrong_vectors(vectors):
-            found[one].add(Difference.WRONG_VECTOR)
-        for one in await self._not_indexed(wanted, documents):
-            found[one].add(Difference.NOT_INDEXED)
+                differences[identifier].add(Difference.WRONG_VECTOR)
+        for identifier in await self._wrong_vectors(vectors):
+            differences[identifier].add(Difference.WRONG_VECTOR)
+        for identifier in await self._not_indexed(wanted, documents):
+            differences[identifier].add(Difference.NOT_INDEXED)
         return {
-            one: Look(frozenset(found[one]), document.stored.version.encode() if document.stored else "")
-            for one, document in documents.items()
+            identifier: Look(
+                frozenset(differences[identifier]),
+                document.stored.version.encode() if document.stored else "",
+            )
+            for identifier, document in documents.items()
         }
 
     async def look_again(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> dict[str, Look]:
-        """Everything about these documents, from the rows as they are now.
+        """Find all differences of these documents, from the rows as they are now.
 
         Args:
             surplus: numbers of chunks that may be beyond those that a document has, by document.
         """
-        rows = {one: row for one, _, row in await reread(self._subject, ids)}
+        rows = {identifier: row for identifier, _, row in await self._sides.reread(ids)}
         looks = await self.looks(self.rendered(rows))
-        for one in await self._still_surplus(ids, surplus):
+        for identifier in await self._still_surplus(ids, surplus):
             # Hashes of a document without a row are orphans.
-            kind = Difference.ORPHANED if rows[one] is None else Difference.SURPLUS_CHUNKS
-            looks[one] = Look(looks[one].differences | {kind}, looks[one].version)
+            kind = Difference.ORPHANED if rows[identifier] is None else Difference.SURPLUS_CHUNKS
+            looks[identifier] = Look(looks[identifier].differences | {kind}, looks[identifier].version)
         return looks
 
     def _render(self, row: Row) -> Document | RejectRow:
         try:
-            return self._subject.builder.build(row)
+            return self._sides.projection.builder.build(row)
         except RejectRow as error:
             return error
 
     def _judged(
         self, wanted: Mapping[str, Wanted], documents: Mapping[str, StoredDocument]
     ) -> Iterable[tuple[str, StoredChunk]]:
-        """The chunks that are there of documents that have a row."""
-        for one, document in documents.items():
-            if wanted[one] is not None:
-                yield from ((one, chunk) for chunk in document.chunks if chunk is not None)
+        """Give the chunks that are there, of documents that have a row."""
+        for identifier, document in documents.items():
+            if wanted[identifier] is not None:
+                yield from ((identifier, chunk) for chunk in document.chunks if chunk is not None)
 
     def _of_row(self, identifier: str, wanted: Wanted, document: StoredDocument) -> set[Difference]:
         if wanted is None:
@@ -117,7 +126,7 @@ class Comparison:
         if not document.present:
             return {Difference.MISSING}
         assert document.stored is not None
-        chunks = self._subject.chunk(wanted.text) if wanted.text.strip() else ()
+        chunks = self._sides.projection.chunk(wanted.text) if wanted.text.strip() else ()
         differences = set()
         if any(chunk is None for chunk in document.chunks):
             differences.add(Difference.LOST_CHUNKS)
@@ -136,51 +145,55 @@ class Comparison:
     async def _not_indexed(
         self, wanted: Mapping[str, Wanted], documents: Mapping[str, StoredDocument]
     ) -> set[str]:
-        """Documents of which a search does not find every chunk that Redis holds."""
-        stored = self._subject.stored
+        """Return the documents of which a search does not find every chunk that Redis holds."""
+        stored = self._sides.stored
         held = {
-            stored.key(one, number): one
-            for one, document in documents.items()
-            if wanted[one] is not None
+            stored.layout.chunk_key(identifier, number): identifier
+            for identifier, document in documents.items()
+            if wanted[identifier] is not None
             for number, chunk in enumerate(document.chunks)
             if chunk is not None
         }
         searchable = await stored.searchable(list(held))
-        return {one for key, one in held.items() if key not in searchable}
+        return {identifier for key, identifier in held.items() if key not in searchable}
 
     async def _still_surplus(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> set[str]:
-        stored = self._subject.stored
-        hashes = [(one, number) for one in ids for number in sorted(surplus.get(one, ()))]
-        counts = dict(zip(ids, await stored.chunk_counts(ids), strict=True))
-        there = await stored.existing([stored.key(one, number) for one, number in hashes])
+        stored = self._sides.stored
+        hashes = [
+            (identifier, number) for identifier in ids for number in sorted(surplus.get(identifier, ()))
+        ]
+        kept = dict(zip(ids, await stored.bookkeeping(ids), strict=True))
+        there = await stored.existing(
+            [stored.layout.chunk_key(identifier, number) for identifier, number in hashes]
+        )
         return {
-            one
-            for (one, number), exists in zip(hashes, there, strict=True)
-            if exists and number >= (counts[one] or 0)
+            identifier
+            for (identifier, number), exists in zip(hashes, there, strict=True)
+            if exists and number >= kept[identifier].chunks
         }
 
     async def _wrong_vectors(self, vectors: Sequence[tuple[str, str, bytes]]) -> set[str]:
-        """Ids of which a stored vector is not the embedding of the stored text."""
-        subject = self._subject
-        if subject.embedding is None or not vectors:
+        """Return the ids of which a stored vector is not the embedding of the stored text."""
+        sides = self._sides
+        if sides.embedding is None or not vectors:
             return set()
-        embedded = await subject.embedding.embed([text for _, text, _ in vectors], subject.patience)
+        embedded = await sides.embedding.embed([text for _, text, _ in vectors], sides.projection.patience)
         fresh = [
-            np.zeros(subject.dimension, np.float32)
-            if isinstance(one, RejectRow)
-            else decode([one], "FLOAT32")[0]
-            for one in embedded.vectors
+            np.zeros(sides.dimension, np.float32)
+            if isinstance(vector, RejectRow)
+            else decode([vector], "FLOAT32")[0]
+            for vector in embedded.vectors
         ]
-        held = decode([vector for _, _, vector in vectors], subject.vector_type)
+        held = decode([vector for _, _, vector in vectors], sides.vector_type)
         return {
-            one
-            for (one, _, _), a, b in zip(vectors, held, fresh, strict=True)
+            identifier
+            for (identifier, _, _), a, b in zip(vectors, held, fresh, strict=True)
             if not float(a @ b) >= COSINE_MIN * float(np.linalg.norm(a) * np.linalg.norm(b)) or not a.any()
         }
 
 
 def _renders(chunk: StoredChunk, identifier: str, number: int, text: str, wanted: Document) -> bool:
-    """Whether a hash holds what it must; fields that others put there are theirs."""
+    """Return whether a hash holds what it must; fields that others put there are theirs."""
     own = {"id": identifier, "chunk": str(number), "text": text, **dict(wanted.metadata)}
     return all(chunk.fields.get(name) == value for name, value in own.items()) and not any(
         name in chunk.fields for name in wanted.absent

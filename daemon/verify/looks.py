@@ -1,27 +1,27 @@
-"""A second look at what differs: a change on its way looks like a difference, so only what stays is told."""
+"""Looks again at what differs: a change on its way looks like a difference, so only what stays counts as one."""
 
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from daemon.verify.comparison import Comparison, Look
-from daemon.verify.differences import Difference
-from daemon.verify.subject import ROWS_PER_CHUNK
+from daemon.verify.comparison import Look, RowComparison
+from daemon.verify.differences import Difference, Differences
+from daemon.verify.sides import ROWS_PER_CHUNK
 
 LOOK_PAUSE_S = 0.2
 LOOKS = 4
-"""A difference is told when so many looks in a row found the same of a document that was not written meanwhile."""
+"""A difference counts when so many looks in a row found the same of a document that was not written meanwhile."""
 LOOKS_MAX = 25
-"""After so many it is told even where the document goes on being written."""
+"""After so many it counts even where the document goes on being written."""
 _LAGGING = frozenset({Difference.MISSING, Difference.STALE, Difference.ORPHANED})
-"""What a change that is committed and not yet applied looks like. The others are of Redis alone."""
+"""A change that is committed and not yet applied looks like these. The others are of Redis alone."""
 _LAG_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long a difference must stay before it is told.
+class LookPace:
+    """How long a difference must stay before it counts.
 
     Attributes:
         lag_s: how long a change may be on its way, from its commit until it is applied. While a document is missing,
@@ -48,9 +48,9 @@ class _Seen:
 
 
 class SecondLooks:
-    """Looks again at suspects until each is told or cleared."""
+    """Looks again at suspects until each counts as different, or is cleared."""
 
-    def __init__(self, comparison: Comparison, pace: Pace = Pace()) -> None:
+    def __init__(self, comparison: RowComparison, pace: LookPace = LookPace()) -> None:
         self._comparison = comparison
         self._pace = pace
 
@@ -58,18 +58,16 @@ class SecondLooks:
         self,
         suspects: Iterable[str],
         surplus: Mapping[str, Iterable[int]],
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> dict[str, frozenset[Difference]] | None:
-        """What stayed different, by document; None: stopped before that was known.
+    ) -> Differences | None:
+        """Return what stayed different, by document; None: stopped before that was known.
 
         Args:
-            surplus: see `Comparison.look_again`.
-            on_progress: (looked at, of how many) in this round.
+            surplus: see `RowComparison.look_again`.
             stop: asked before each look.
         """
         before: dict[str, _Seen] = {}
-        told: dict[str, frozenset[Difference]] = {}
+        differing: dict[str, frozenset[Difference]] = {}
         left = sorted(suspects)
         number = 0
         while left:
@@ -91,13 +89,12 @@ class SecondLooks:
                     if verdict is None:
                         waiting.append(one)
                     elif verdict:
-                        told[one] = verdict
-                on_progress(start + len(part), len(left))
+                        differing[one] = verdict
             left = waiting
-        return told
+        return differing
 
     def _verdict(self, seen: _Seen, number: int, now_s: float) -> frozenset[Difference] | None:
-        """The differences to tell, none if it is cleared; None: look again."""
+        """Return the differences that count, none if it is cleared; None: look again."""
         differences = seen.look.differences
         stayed = seen.count >= LOOKS
         if stayed and (not differences & _LAGGING or now_s - seen.since_s >= self._pace.lag_s):

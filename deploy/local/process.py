@@ -14,7 +14,7 @@ SUPERVISOR_MARK = "LIVEVEC_SUPERVISOR_OF"
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process for good: a pid alone is given to another process one day, with its start time never."""
+    """One process for good: a pid is given to another process one day, but never with the same start time."""
 
     pid: int
     start_ticks: int
@@ -25,7 +25,7 @@ class ProcessId:
         return entry is not None and entry.start_ticks == self.start_ticks and entry.state not in "ZX"
 
     def send(self, sig: int) -> bool:
-        """False where the process is gone already."""
+        """Send a signal; return False where the process is gone already."""
         if not self.alive:
             return False
         try:
@@ -58,43 +58,43 @@ def _pids() -> Iterator[int]:
 
 
 def identify(pid: int) -> ProcessId | None:
-    """None where there is no such process, or only its unread exit status."""
+    """Return who a pid is, or None where there is no such process, or only its unread exit status."""
     entry = _stat(pid)
     return None if entry is None or entry.state in "ZX" else ProcessId(pid, entry.start_ticks)
 
 
 def marked(mark: str, home: Path) -> list[ProcessId]:
-    """Other processes that carry `mark` for the stack in `home`, whoever their parent is now."""
-    wanted = f"{mark}={home}".encode()
-    found = []
+    """Return the other processes that carry `mark` for the stack in `home`, whoever their parent is now."""
+    entry = f"{mark}={home}".encode()
+    processes = []
     for pid in _pids():
         identity = identify(pid) if pid != os.getpid() else None
         try:
             environ = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             continue
-        if identity is not None and wanted in environ.split(b"\0"):
-            found.append(identity)
-    return found
+        if identity is not None and entry in environ.split(b"\0"):
+            processes.append(identity)
+    return processes
 
 
 def orphans(known: Iterable[int]) -> list[int]:
-    """Pids of this process's adopted children: the children of servers that died.
+    """Return the pids of this process's adopted children: those of servers that died.
 
-    A server and all it starts run in sessions of their own; what shares our session is a helper we wait for.
+    A server and all it starts run in sessions of their own; a child in our session is a tool that we wait for.
     """
     ours, session = os.getpid(), os.getsid(0)
     known = set(known)
-    found = []
+    pids = []
     for pid in _pids():
         entry = _stat(pid)
         if entry is not None and entry.parent == ours and entry.session != session and pid not in known:
-            found.append(pid)
-    return found
+            pids.append(pid)
+    return pids
 
 
 def end(processes: Iterable[ProcessId], *, sig: int = signal.SIGKILL, timeout_s: float = 10.0) -> None:
-    """Send `sig`, wait, and kill what is left after the deadline."""
+    """Send `sig`, wait, and kill what is left after `timeout_s`."""
     left = [process for process in processes if process.send(sig)]
     deadline = time.monotonic() + timeout_s
     while left := [process for process in left if process.alive]:
@@ -106,7 +106,7 @@ def end(processes: Iterable[ProcessId], *, sig: int = signal.SIGKILL, timeout_s:
 
 
 def tail(log: Path, *, offset: int = 0, lines: int = 15) -> str:
-    """The last lines that were written after `offset` bytes."""
+    """Return the last lines that were written after `offset` bytes."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""The embedded stack's public face: up, down, status, addresses, and faults for tests."""
+"""The embedded stack as others use it: up, down, status, addresses, and faults for tests."""
 
 import json
 import os
@@ -8,42 +8,29 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 
 from daemon.errors import StackError
 from deploy.local import artifacts, ports
-from deploy.local.home import Addresses, Home, StackState, default_home
+from deploy.local.home import Addresses, Home, OnProgress, ServerState, StackState, StepProgress, silent
 from deploy.local.process import SUPERVISOR_MARK, ProcessId, end, marked, tail
-from deploy.local.progress import OnProgress, Progress, silent
 from deploy.local.servers import SERVERS, java
 from deploy.local.servers.triton import shared_libpython
-from deploy.local.supervisor import ANSWER, EXIT_HOME_TAKEN, Spec, recover
+from deploy.local.supervisor import ANSWER, EXIT_HOME_TAKEN, SPEC, StackSpec, recover
 
-__all__ = ["Addresses", "Progress", "ServerStatus", "Stack", "default_home"]
+__all__ = ["Addresses", "Stack", "StepProgress"]
 
 POLL_S = 0.05
 STOP_TIMEOUT_S = 45.0
 ANSWER_TIMEOUT_S = 10.0
-# Supervisors that this process started. To drop one would close the pipe that holds a foreground stack up.
+# Supervisors that this process started. Dropping one would close the pipe that keeps a foreground stack up.
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 
 
-@dataclass(frozen=True)
-class ServerStatus:
-    """`state`: starting, running, restarting, failed (given up) or stopped."""
-
-    name: str
-    pid: int | None
-    state: str
-    restarts: int
-    address: str
-    log: str
-
-
 class Stack:
-    """The stack of one home; any number of processes may hold one of these for the same home."""
+    """The stack of one home; any number of processes may each have such an object for the same home."""
 
     def __init__(
         self, home: Path, ports: Mapping[str, int] | None = None, servers: Sequence[str] | None = None
@@ -56,7 +43,7 @@ class Stack:
         """Start the stack, or attach to the one that runs in this home.
 
         Args:
-            on_progress: told each step.
+            on_progress: is given the news of each step.
             detach: the servers outlive this process; otherwise they end with it, however it ends.
 
         Raises:
@@ -65,7 +52,7 @@ class Stack:
         ports.check_names(self._fixed_ports)
         if self._running() is not None and (addresses := self._await_ready(None, on_progress)) is not None:
             return addresses
-        supervisor = self._spawn(self._prepare(on_progress), attached=not detach)
+        supervisor = self._spawn(self._prepare(on_progress, attached=not detach))
         try:
             addresses = self._await_ready(supervisor, on_progress)
         except BaseException:
@@ -113,8 +100,8 @@ class Stack:
                 signal.signal(sig, handler)
 
     def down(self) -> None:
-        """Stop every process of this home, whoever started it; nothing to do is no error."""
-        # Found by their mark, too: the home's files may have been deleted.
+        """Stop every process of this home, whoever started it; it is no error if there is none."""
+        # Also found by their mark: the home's files may have been deleted.
         supervisors = set(marked(SUPERVISOR_MARK, self._home.path))
         if (state := self._home.state()) is not None:
             supervisors.add(state.supervisor)
@@ -126,49 +113,49 @@ class Stack:
         recover(self._home)
         self._home.forget_addresses()
 
-    def status(self) -> list[ServerStatus]:
-        """Every server; all `stopped` where no stack runs."""
+    def status(self) -> list[ServerState]:
+        """Return the state of every server; all are `stopped` where no stack runs."""
         state = self._running()
-        found = []
-        for name in SERVERS:
-            server = state.server(name) if state else None
-            if server is None:
-                found.append(ServerStatus(name, None, "stopped", 0, "", str(self._home.log(name))))
-                continue
-            alive = server.process is not None and server.process.alive
-            found.append(
-                ServerStatus(
-                    name=name,
-                    pid=server.process.pid if server.process and alive else None,
-                    # Between a death and the supervisor's notice of it.
-                    state="restarting" if server.state == "running" and not alive else server.state,
-                    restarts=server.restarts,
-                    address=server.address,
-                    log=server.log,
-                )
-            )
-        return found
+        return [self._server(name, state) for name in SERVERS]
+
+    def _server(self, name: str, state: StackState | None) -> ServerState:
+        server = state.server(name) if state else None
+        if server is None:
+            return ServerState(name, None, "stopped", 0, "", str(self._home.log(name)))
+        if server.process is not None and server.process.alive:
+            return server
+        # A server may have died and the supervisor not have noticed it yet.
+        return replace(
+            server, process=None, state="restarting" if server.state == "running" else server.state
+        )
 
     def addresses(self) -> Addresses:
-        """Raises StackError where no stack is up in this home."""
-        found = self._home.addresses()
-        if found is None or self._running() is None:
+        """Return the addresses of the running stack.
+
+        Raises:
+            StackError: no stack is up in this home.
+        """
+        addresses = self._home.addresses()
+        if addresses is None or self._running() is None:
             raise StackError(f"no stack is up in {self._home.path}; start it with `livevec up`")
-        return found
+        return addresses
 
     def pid(self, name: str) -> int:
-        """Raises StackError where the server has no process now."""
+        """Return the pid of a server.
+
+        Raises:
+            StackError: the server has no process now.
+        """
         return self._process(name).pid
 
     def kill(self, name: str, sig: int = SIGKILL) -> None:
-        """Send a signal to a server, for fault tests; the supervisor starts it again, same port, same data."""
+        """Send a signal to a server, for fault tests; the supervisor starts it again with the same port and data."""
         if not self._process(name).send(sig):
             raise StackError(f"{name} has no process now; see {self._home.log(name)}")
 
     def _process(self, name: str) -> ProcessId:
-        state = self._running()
-        server = state.server(name) if state else None
-        if server is None or server.process is None or not server.process.alive:
+        server = self._server(name, self._running())
+        if server.process is None:
             raise StackError(f"{name} has no process now; see `livevec status` and {self._home.log(name)}")
         return server.process
 
@@ -176,28 +163,26 @@ class Stack:
         state = self._home.state()
         return state if state is not None and state.supervisor.alive else None
 
-    def _prepare(self, on_progress: OnProgress) -> Spec:
+    def _prepare(self, on_progress: OnProgress, *, attached: bool) -> StackSpec:
         kafka, triton = "kafka" in self._servers, "triton" in self._servers
         self._home.create()
         if kafka:
             java.check()
         if triton:
             shared_libpython()
-        found = artifacts.ensure(artifacts.default_cache(), on_progress, kafka=kafka, triton=triton)
-        return Spec(
-            home=str(self._home.path),
+        return StackSpec(
+            home=self._home.path,
             servers=self._servers,
             fixed_ports=self._fixed_ports,
-            artifacts={name: str(path) for name, path in asdict(found).items()},
-            attached=False,
+            artifacts=artifacts.ensure(artifacts.default_cache(), on_progress, kafka=kafka, triton=triton),
+            attached=attached,
         )
 
-    def _spawn(self, spec: Spec, *, attached: bool) -> subprocess.Popen[bytes]:
-        spec = Spec(**{**asdict(spec), "attached": attached})
+    def _spawn(self, spec: StackSpec) -> subprocess.Popen[bytes]:
         with self._home.supervisor_log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.local.supervisor", spec.to_json()],
-                stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
+                [sys.executable, "-m", "deploy.local.supervisor", SPEC.dump_json(spec).decode()],
+                stdin=subprocess.PIPE if spec.attached else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, SUPERVISOR_MARK: str(self._home.path)},
@@ -210,10 +195,10 @@ class Stack:
     def _await_ready(
         self, supervisor: subprocess.Popen[bytes] | None, on_progress: OnProgress
     ) -> Addresses | None:
-        """Follow `supervisor`, or whichever runs here; None where it ended without a word."""
+        """Follow `supervisor`, or whichever runs here; return None where it ended without a word."""
         news = _News(self._home.progress)
         while True:
-            # Before the state is read: what an ended process wrote last is then seen.
+            # Asked before the state is read, so that what an ended process wrote last is seen.
             exited = supervisor.poll() if supervisor else None
             state = self._home.state()
             alive = state is not None and state.supervisor.alive
@@ -235,7 +220,7 @@ class Stack:
             time.sleep(POLL_S)
 
     def _answers(self, state: StackState) -> bool:
-        """False where the supervisor is dying: a killed process looks alive until it is scheduled again."""
+        """Return False where the supervisor is dying: a killed process looks alive until it is scheduled again."""
         state.supervisor.send(ANSWER)
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while state.supervisor.alive:
@@ -251,7 +236,7 @@ class Stack:
         return False
 
     def _check_matches(self, state: StackState) -> None:
-        """A running stack that we attached to must be the one that was asked for."""
+        """Raise StackError where the running stack lacks a server or a port that was asked for."""
         running = [server.name for server in state.servers]
         missing = [name for name in self._servers if name not in running]
         remembered = self._home.ports()
@@ -280,13 +265,13 @@ class _News:
         complete = content[: content.rfind(b"\n") + 1]
         self._offset += len(complete)
         for line in complete.splitlines():
-            on_progress(Progress(**json.loads(line)))
+            on_progress(StepProgress(**json.loads(line)))
 
 
 def _with_needs(servers: Sequence[str] | None) -> tuple[str, ...]:
-    wanted = set(SERVERS if servers is None else servers)
-    for name in sorted(wanted):
+    names = set(SERVERS if servers is None else servers)
+    for name in sorted(names):
         if name not in SERVERS:
             raise StackError(f"there is no server {name!r}; there are {', '.join(SERVERS)}")
-        wanted.update(SERVERS[name].needs)
-    return tuple(name for name in SERVERS if name in wanted)
+        names.update(SERVERS[name].needs)
+    return tuple(name for name in SERVERS if name in names)

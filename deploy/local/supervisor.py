@@ -1,8 +1,8 @@
 """The process that starts, watches, restarts and stops the servers of one home.
 
-`python -m deploy.local.supervisor SPEC`; `Stack.up` starts it. It holds a lock on the home while it lives, so
-there is one, and shares what it does through the home's files. It ends on SIGTERM, when its standard input is
-closed (a foreground stack's owner is gone), or when its home was deleted.
+`Stack.up` starts it, as `python -m deploy.local.supervisor SPEC`. It holds a lock on the home while it lives, so
+that there is only one, and tells what it does through the home's files. It ends on SIGTERM, when its standard input
+is closed (the owner of a foreground stack is gone), or when its home was deleted.
 """
 
 import asyncio
@@ -17,61 +17,58 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
+
+from pydantic import TypeAdapter
 
 from daemon.errors import StackError
 from deploy.local import ports
-from deploy.local.home import Addresses, Home, StackState
+from deploy.local.artifacts import Artifacts
+from deploy.local.home import Addresses, Home, StackState, StepProgress
 from deploy.local.process import SERVER_MARK, end, identify, marked, orphans
-from deploy.local.progress import Progress
 from deploy.local.servers import SERVERS
 from deploy.local.servers.base import Site
-from deploy.local.watch import Watch
+from deploy.local.watch import ServerWatch
 
 EXIT_HOME_TAKEN = 3
 LOCK_TIMEOUT_S = 3.0
 PR_SET_CHILD_SUBREAPER = 36
-# Makes a ready supervisor write its state: proof that it lives.
+# The signal that makes a ready supervisor write its state, which proves that it lives.
 ANSWER = signal.SIGUSR1
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What a supervisor is told."""
+class StackSpec:
+    """The supervisor's argument, as JSON; `attached`: the servers end with the process that started it."""
 
-    home: str
+    home: Path
     servers: tuple[str, ...]
     fixed_ports: dict[str, int]
-    artifacts: dict[str, str]
+    artifacts: Artifacts
     attached: bool
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        content = json.loads(text)
-        return cls(**{**content, "servers": tuple(content["servers"])})
+SPEC = TypeAdapter(StackSpec)
 
 
 class Supervisor:
     """Runs inside one event loop, on the main thread: the kernel ties PR_SET_PDEATHSIG to the thread that forks."""
 
-    def __init__(self, spec: Spec, lock: IO[str]) -> None:
+    def __init__(self, spec: StackSpec, lock: IO[str]) -> None:
         self._spec = spec
         self._lock_inode = os.fstat(lock.fileno()).st_ino
-        self._home = Home(Path(spec.home))
+        self._home = Home(spec.home)
         self._phase = "starting"
         self._message = ""
         self._revision = 0
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, ServerWatch] = {}
         self._stop = asyncio.Event()
         identity = identify(os.getpid())
         assert identity is not None
         self._identity = identity
 
     async def run(self) -> int:
-        """The exit status."""
+        """Serve until told to stop, and return the exit status."""
         self._progress: IO[str] = self._home.progress.open("w", encoding="utf-8")
         self._install_stops()
         try:
@@ -79,7 +76,8 @@ class Supervisor:
             self._phase = "stopping"
         except StackError as error:
             self._phase, self._message = "failed", str(error)
-            self._report(Progress("stack", self._message, finished=True))
+            summary = self._message.partition("\n")[0]
+            self._report(StepProgress("stack", summary, finished=True, failed=True))
         except BaseException as error:
             self._phase = "failed"
             self._message = f"the supervisor broke ({error!r}); see {self._home.supervisor_log}"
@@ -92,13 +90,13 @@ class Supervisor:
         return 1 if self._phase == "failed" else 0
 
     async def _serve(self) -> None:
-        """Returns when the stack is to stop."""
+        """Start the servers and return when the stack is to stop."""
         started_s = time.monotonic()
         self._home.forget_addresses()
         await asyncio.to_thread(recover, self._home)
         site = self._site()
         self._watches = {
-            name: Watch(SERVERS[name](site), self._report, self._save) for name in self._spec.servers
+            name: ServerWatch(SERVERS[name](site), self._report, self._save) for name in self._spec.servers
         }
         self._save()
         await self._start_all(started_s, site)
@@ -114,8 +112,7 @@ class Supervisor:
     def _site(self) -> Site:
         chosen = ports.choose(self._spec.fixed_ports, self._home.ports())
         self._home.write_ports(chosen)
-        folders = {name: Path(path) for name, path in self._spec.artifacts.items()}
-        return Site(home=self._home, ports=chosen, **folders)
+        return Site(home=self._home, ports=chosen, **vars(self._spec.artifacts))
 
     async def _start_all(self, started_s: float, site: Site) -> None:
         stop = asyncio.create_task(self._stop.wait())
@@ -125,31 +122,32 @@ class Supervisor:
             await asyncio.wait((stop, everything), return_when=asyncio.FIRST_COMPLETED)
             if everything.done():
                 await everything
+                seconds = time.monotonic() - started_s
+                # Before the state: whoever sees that the stack is ready then finds all news in the file.
+                self._report(StepProgress("stack", "ready", None, None, seconds, finished=True))
                 self._home.write_addresses(Addresses.of(site.ports))
                 self._phase = "ready"
                 self._save()
-                seconds = time.monotonic() - started_s
-                self._report(Progress("stack", "ready", None, None, seconds, finished=True))
         finally:
             for task in (stop, *starts):
                 task.cancel()
             await asyncio.gather(stop, *starts, return_exceptions=True)
 
-    async def _start(self, watch: Watch) -> None:
+    async def _start(self, watch: ServerWatch) -> None:
         for need in watch.server.needs:
             await self._watches[need].ready.wait()
         await watch.start()
 
     async def _stop_all(self) -> None:
-        """Clients before what they are connected to: PostgreSQL would wait for Connect's replication stream."""
+        """Stop clients before their servers: PostgreSQL would wait for Connect's replication stream."""
         if self._holds_home():
             self._home.forget_addresses()
         watches = list(self._watches.values())
         first = [watch for watch in watches if watch.server.needs]
         for group in (first, [watch for watch in watches if watch not in first]):
             await asyncio.gather(*(watch.stop() for watch in group))
-        while found := orphans(()):
-            for pid in found:
+        while pids := orphans(()):
+            for pid in pids:
                 reap(pid)
             await asyncio.sleep(0.02)
 
@@ -159,10 +157,10 @@ class Supervisor:
             loop.add_signal_handler(sig, self._stop.set)
         loop.add_signal_handler(ANSWER, self._save)
         if self._spec.attached:
-            loop.add_reader(sys.stdin.fileno(), self._owner_spoke)
+            loop.add_reader(sys.stdin.fileno(), self._read_owner)
         self._chores = asyncio.create_task(self._look_after())
 
-    def _owner_spoke(self) -> None:
+    def _read_owner(self) -> None:
         if not os.read(sys.stdin.fileno(), 1024):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self._stop.set()
@@ -176,10 +174,10 @@ class Supervisor:
                 for pid in orphans(watch.pid for watch in watches if watch.pid is not None):
                     reap(pid)
             if not self._holds_home():
-                # The folder was deleted under us: nobody could stop us any more.
+                # The folder was deleted: nobody could stop this process any more.
                 self._stop.set()
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, progress: StepProgress) -> None:
         self._progress.write(json.dumps(asdict(progress)) + "\n")
         self._progress.flush()
 
@@ -191,7 +189,7 @@ class Supervisor:
             self._home.write_state(state)
 
     def _holds_home(self) -> bool:
-        """False where the folder was deleted, even if another stack made it anew."""
+        """Return False where the folder was deleted, even if another stack has created it again."""
         try:
             return self._home.lock.stat().st_ino == self._lock_inode
         except FileNotFoundError:
@@ -219,7 +217,7 @@ def recover(home: Home) -> None:
 
 
 def take(home: Home) -> IO[str] | None:
-    """The home's lock, or None where another supervisor holds it."""
+    """Return the home's lock, or None where another supervisor holds it."""
     home.create()
     lock = home.lock.open("a", encoding="utf-8")
     deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -235,11 +233,11 @@ def take(home: Home) -> IO[str] | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    spec = Spec.from_json(arguments[0])
-    lock = take(Home(Path(spec.home)))
+    spec = SPEC.validate_json(arguments[0])
+    lock = take(Home(spec.home))
     if lock is None:
         return EXIT_HOME_TAKEN
-    # Servers' orphans become our children, so that none escapes.
+    # What a dead server leaves behind becomes our child, so that no process escapes.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     async def supervise() -> int:

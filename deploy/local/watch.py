@@ -1,4 +1,4 @@
-"""One server under watch: started, probed, restarted when it dies, stopped."""
+"""The watch over one server of the stack: it starts, probes, restarts and stops its process."""
 
 import asyncio
 import signal
@@ -6,26 +6,58 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from daemon.errors import StackError
-from deploy.local.home import ServerState
+from deploy.local.home import OnProgress, ServerState, StepProgress
 from deploy.local.process import ProcessId, identify, tail
-from deploy.local.progress import OnProgress, Progress
 from deploy.local.servers.base import Command, NotReady, Server, launch_line
 
 PROBE_PERIOD_S = 0.1
 HEAL_PERIOD_S = 5.0
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-# This many deaths within the window, and the server is given up.
+# So many deaths within the window, and the server is given up.
 DEATHS_MAX = 6
 DEATHS_WINDOW_S = 60.0
+# However much a server logs, it does not start for longer than this.
+START_S_MAX = 1800.0
 
 
-class Watch:
-    """Owns the process of one server, in the supervisor's event loop."""
+@dataclass
+class StartLimit:
+    """Decides when a server has taken too long to start.
+
+    The limit counts from the last sign of progress, which is that the log grows: on a loaded machine a server may
+    need minutes, and one that hangs says nothing.
+    """
+
+    started_s: float
+    quiet_s_max: float
+    log_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._progress_s = self.started_s
+
+    def exceeded(self, now_s: float, log_bytes: int) -> str | None:
+        """Return what took too long, or None while the server may go on starting."""
+        if log_bytes != self.log_bytes:
+            self.log_bytes, self._progress_s = log_bytes, now_s
+        if now_s - self._progress_s > self.quiet_s_max:
+            return f"does not work, and has logged nothing for {self.quiet_s_max:.0f} s"
+        if now_s - self.started_s > START_S_MAX:
+            return f"did not work within {START_S_MAX:.0f} s"
+        return None
+
+
+class ServerWatch:
+    """Owns the process of one server, in the supervisor's event loop.
+
+    Args:
+        report: is given the news of each step.
+        on_change: is called when `status()` has changed.
+    """
 
     def __init__(self, server: Server, report: OnProgress, on_change: Callable[[], None]) -> None:
-        """`report` gets the news, `on_change` is called when `status()` changed."""
         self.server = server
         self.ready = asyncio.Event()
         self.spawning = False
@@ -56,7 +88,7 @@ class Watch:
         )
 
     async def start(self) -> None:
-        """Returns when the server has proved to work; from then on it is kept alive.
+        """Start the server and return when it has proved to work; from then on it is kept alive.
 
         Raises:
             StackError: it ended or did not work in time; names its log and shows the last lines.
@@ -73,19 +105,20 @@ class Watch:
         await self._end(self._command.stop_signal if self._command else signal.SIGTERM)
         self._become("stopped")
         seconds = time.monotonic() - started_s
-        self._report(Progress(f"stop {self.server.name}", "", seconds=seconds, finished=True))
+        self._report(StepProgress(f"stop {self.server.name}", "", seconds=seconds, finished=True))
 
     async def _launch(self, step: str) -> None:
         started_s = time.monotonic()
         self._become("starting" if step == "start" else "restarting")
-        self._report(Progress(f"{step} {self.server.name}", "", seconds=0.0))
+        self._report(StepProgress(f"{step} {self.server.name}", "", seconds=0.0))
         try:
             await asyncio.to_thread(self.server.prepare)
             self._command = self.server.command()
             process = await self._spawn(self._command)
         except OSError as error:
             raise StackError(f"{self.server.name} could not be started: {error}") from error
-        probing = asyncio.create_task(self._probe(time.monotonic() + self.server.start_timeout_s))
+        limit = StartLimit(started_s, self.server.start_quiet_s_max, self._log_offset)
+        probing = asyncio.create_task(self._probe(limit))
         dying = asyncio.create_task(process.wait())
         try:
             await asyncio.wait((probing, dying), return_when=asyncio.FIRST_COMPLETED)
@@ -99,7 +132,7 @@ class Watch:
         self._become("running")
         seconds = time.monotonic() - started_s
         self._report(
-            Progress(f"{step} {self.server.name}", self.server.address, seconds=seconds, finished=True)
+            StepProgress(f"{step} {self.server.name}", self.server.address, seconds=seconds, finished=True)
         )
 
     async def _spawn(self, command: Command) -> Process:
@@ -122,16 +155,14 @@ class Watch:
         self._on_change()
         return self._process
 
-    async def _probe(self, deadline: float) -> None:
+    async def _probe(self, limit: StartLimit) -> None:
         while True:
             try:
                 await asyncio.to_thread(self.server.probe)
                 return
             except NotReady as reason:
-                if time.monotonic() > deadline:
-                    raise self._failure(
-                        f"did not work within {self.server.start_timeout_s:.0f} s ({reason})"
-                    ) from reason
+                if problem := limit.exceeded(time.monotonic(), self._log.stat().st_size):
+                    raise self._failure(f"{problem} ({reason})") from reason
             await asyncio.sleep(PROBE_PERIOD_S)
 
     async def _keep(self) -> None:
@@ -146,12 +177,12 @@ class Watch:
                 return
             self._restarts += 1
             self._become("restarting")
-            self._report(Progress(self.server.name, f"{ending}; restarting it, see {self._log}"))
+            self._report(StepProgress(self.server.name, f"{ending}; restarting it, see {self._log}"))
             await asyncio.sleep(BACKOFF_S[min(len(self._deaths) - 1, len(BACKOFF_S) - 1)])
             try:
                 await self._launch("restart")
             except StackError as error:
-                self._report(Progress(self.server.name, str(error)))
+                self._report(StepProgress(self.server.name, str(error)))
                 await self._end(signal.SIGKILL)
 
     async def _until_death(self) -> str:
@@ -161,7 +192,7 @@ class Watch:
             while not dying.done():
                 await asyncio.wait((dying,), timeout=HEAL_PERIOD_S)
                 if not dying.done() and (healed := await asyncio.to_thread(self.server.heal)):
-                    self._report(Progress(self.server.name, healed))
+                    self._report(StepProgress(self.server.name, healed))
         finally:
             dying.cancel()
         self._identity = None
@@ -170,7 +201,7 @@ class Watch:
     async def _give_up(self, ending: str) -> None:
         self._become("failed")
         message = f"{ending}, {DEATHS_MAX} times within {DEATHS_WINDOW_S:.0f} s: given up; see {self._log}"
-        self._report(Progress(self.server.name, message, finished=True))
+        self._report(StepProgress(self.server.name, message, finished=True, failed=True))
 
     async def _end(self, sig: int) -> None:
         process = self._process

@@ -32,12 +32,12 @@ def partitioned(stack: Stack, tmp_path: Path) -> Iterator[MirroredTable]:
 def recovery_s(table: MirroredTable, first: int = SENTINEL, deadline_s: float = 90.0) -> float:
     """Seconds from now until a row that was committed after now is in the index.
 
-    A row is committed every 50 ms, each with a number of its own from `first` on, which is a multiple of 1,000 and new
-    to the table: a TRUNCATE of the load takes those before it.
+    A row is committed every 50 ms, each with a number of its own from `first` on, a multiple of 100,000 that is new to
+    the table: a TRUNCATE of the load takes those before it.
     """
     started_s = time.monotonic()
     numbers = itertools.count(first)
-    document = f"lv:{table.name}:1:doc:{{{table.name}.*}}:{str(first)[:-3]}???:0"
+    document = f"lv:{table.name}:1:doc:{{{table.name}.*}}:{str(first)[:-5]}?????:0"
 
     def recovered() -> bool:
         try:
@@ -81,7 +81,7 @@ def test_each_killed_part_comes_back_and_nothing_is_lost(partitioned: MirroredTa
                     os.kill(stub_pid(stack), signal.SIGKILL)
                 else:
                     stack.kill(part)
-                seconds = recovery_s(table, SENTINEL + 10_000 * seed)
+                seconds = recovery_s(table, SENTINEL + 100_000 * seed)
                 print(json.dumps({"killed": part, "recovered_s": round(seconds, 2)}))
                 before = load.statements
                 wait_until(lambda load=load, before=before: load.statements > before + 150)  # type: ignore[misc]

@@ -100,7 +100,7 @@ def part(report: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_the_command_starts_without_importing_what_only_some_commands_need() -> None:
-    heavy = "psycopg confluent_kafka redis pydantic numpy grpc temporalio tokenizers daemon.service connectors deploy"
+    heavy = "psycopg confluent_kafka redis pydantic numpy grpc temporalio tokenizers daemon.live connectors deploy"
     code = f"import daemon.cli.app, sys; print(*[name for name in '{heavy}'.split() if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

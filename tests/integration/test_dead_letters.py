@@ -132,3 +132,13 @@ async def test_what_a_group_has_committed_is_told_and_not_moved(letters: Letters
 def test_a_topic_that_does_not_exist_is_named(letters: Letters) -> None:
     with pytest.raises(LivevecError, match="never-made"):
         read_letters(letters.settings, "never-made", 10)
+
+
+async def test_a_record_too_large_for_a_letter_is_named_without_its_bytes(letters: Letters) -> None:
+    record = Record("shop.t", 3, 7, b'{"id":1}', b"x" * 2_000_000, (), 50.0, 51.0)
+    await letters.put(Refusal("1", Operation.UPSERT, VERSION, 49.0, record), keep_bytes=True)
+    [letter] = read_letters(letters.settings, letters.topic, 10).letters
+    assert (letter.name, letter.value, letter.record) == ("1", None, Coordinates("shop.t", 3, 7))
+    [written] = read_records(letters.settings, [letter.place])
+    assert written is not None
+    assert dict(written.headers)["livevec.bytes_left_out"] == b"2000000"

@@ -59,7 +59,7 @@ class Books:
         return Result(self.client.execute_command(*call.command(LAYOUT)))
 
     def chunk(self, identifier: str, number: int) -> dict[str, bytes]:
-        found = self.client.hgetall(f"{LAYOUT.keys(identifier)[2]}:{number}")
+        found = self.client.hgetall(LAYOUT.chunk_key(identifier, number))
         return {name.decode(): value for name, value in found.items()}
 
     def bookkeeping(self, identifier: str) -> dict[str, str]:
@@ -124,7 +124,7 @@ class TestPut:
         books.do(document("7", 10, *(f"part {number}" for number in range(40))))
         assert len(books.found("*")) == 40
         assert books.do(document("7", 20, "one", "two")) is Result.APPLIED
-        assert books.found("*") == {f"{LAYOUT.keys('7')[2]}:{number}".encode() for number in (0, 1)}
+        assert books.found("*") == {LAYOUT.chunk_key("7", number).encode() for number in (0, 1)}
         assert books.client.dbsize() == 3
 
     def test_a_blank_text_leaves_no_chunk_and_is_still_known(self, books: Books) -> None:
@@ -157,7 +157,7 @@ class TestPut:
         assert stored["text"] == text.encode()
         assert stored["embedding"] == embedding
         nearest = books.found("*=>[KNN 1 @embedding $vector]", "PARAMS", 2, "vector", embedding)
-        assert nearest == {f"{LAYOUT.keys('7')[2]}:0".encode()}
+        assert nearest == {LAYOUT.chunk_key("7", 0).encode()}
 
     @pytest.mark.parametrize("surplus", [-2, -1, 1, 2])
     def test_arguments_that_do_not_add_up_change_nothing(self, books: Books, surplus: int) -> None:
@@ -231,7 +231,7 @@ class TestTouch:
     def test_it_is_refused_when_a_chunk_is_gone(self, books: Books, gone: int) -> None:
         row = document("7", 10, "one", "two", "three")
         books.do(row)
-        books.client.delete(f"{LAYOUT.keys('7')[2]}:{gone}")
+        books.client.delete(LAYOUT.chunk_key("7", gone))
         before = books.digest()
         assert books.do(metadata_of(row, 20, color="red")) is Result.CONFLICT
         assert books.digest() == before

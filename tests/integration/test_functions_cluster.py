@@ -39,7 +39,7 @@ class Cluster:
         return Result(self.client.execute_command(*call.command(LAYOUT)))
 
     def chunk(self, identifier: str, number: int) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = self.client.hgetall(f"{LAYOUT.keys(identifier)[2]}:{number}")
+        found: dict[bytes, bytes] = self.client.hgetall(LAYOUT.chunk_key(identifier, number))
         return found
 
     def keys_by_node(self) -> list[int]:

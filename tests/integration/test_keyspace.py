@@ -9,10 +9,10 @@ from pydantic import SecretStr
 
 from daemon.core.version import LogVersion
 from daemon.index.connection import Client, connect
+from daemon.index.keyspace import Keyspace, WalkPosition
 from daemon.index.layout import Layout
 from daemon.index.writer import IndexWriter, Put, Result, load_functions
 from daemon.settings import RedisSettings
-from daemon.verify.keyspace import Keyspace, Position
 from daemon.verify.stored import StoredDocuments
 from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 
@@ -84,7 +84,7 @@ async def test_another_process_goes_on_from_a_position_and_misses_nothing_that_s
     position = await Keyspace(client, LAYOUT).beginning()
     steps = 0
     while not position.done:
-        written = Position(servers=position.servers, cursors=tuple(position.cursors))
+        written = WalkPosition(servers=position.servers, cursors=tuple(position.cursors))
         step = await Keyspace(client, LAYOUT).step(written, 100)
         seen.update(step.keys)
         position = step.position

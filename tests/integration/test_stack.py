@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from daemon.errors import StackError
 from deploy.local.process import SERVER_MARK, marked
-from deploy.local.stack import Addresses, Progress, Stack
+from deploy.local.stack import Addresses, Stack, StepProgress
 from tests.support.stack_fixture import running_stack, throwaway_home
 
 pytestmark = pytest.mark.xdist_group("test_stack")  # its stacks are its own
@@ -400,7 +400,7 @@ class TestSmallStacks:
 
     def test_progress_tells_every_start_and_how_long_it_took(self) -> None:
         with throwaway_home() as home:
-            news: list[Progress] = []
+            news: list[StepProgress] = []
             Stack(home, servers=["redis", "postgres"]).up(news.append, detach=True)
             took = {entry.step: entry.seconds for entry in news if entry.finished}
             assert took.keys() >= {"start redis", "start postgres", "stack"}

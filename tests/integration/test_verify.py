@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from daemon.errors import StopPipeline
 from daemon.verify.differences import Difference as D
-from daemon.verify.differences import Report
+from daemon.verify.differences import IndexFindings
 from daemon.verify.session import opened
 from deploy.local.stack import Stack
 from tests.support.index_damage import TO_DOCUMENTS, Found, no_index, wrong_vector
@@ -44,12 +45,12 @@ def table(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
         made.close()
 
 
-async def check(table: MirroredTable, *, repair: bool = False, vectors: bool = True) -> Report:
+async def check(table: MirroredTable, *, repair: bool = False, vectors: bool = True) -> IndexFindings:
     """What is found; after `repair`: what is left."""
     async with opened(table.config, table.config.pipelines[0], vectors=vectors) as session:
         report = await session.check(lambda *_: None)
         if repair:
-            await session.repair(report, lambda *_: None, lambda _: None)
+            await session.repair(lambda *_: None, lambda _: None)
             return await session.check(lambda *_: None)
         return report
 
@@ -68,7 +69,7 @@ async def test_each_damage_is_told_for_what_it_is_and_mended(
     async with opened(table.config, table.config.pipelines[0], vectors=True) as session:
         report = await session.check(lambda *_: None)
         assert dict(report.differing) == expected
-        await session.repair(report, lambda *_: None, lambda _: None)
+        await session.repair(lambda *_: None, lambda _: None)
         left = await session.check(lambda *_: None)
     assert left.ok, left.differing
     assert left.documents == left.rows - 1
@@ -92,10 +93,9 @@ async def test_without_vectors_nothing_is_embedded_and_a_wrong_one_not_seen(tabl
 
 
 async def test_a_repair_clears_the_reasons_that_were_noted_before_it(table: MirroredTable) -> None:
-    table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1")
+    table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1.0")
     async with opened(table.config, table.config.pipelines[0], vectors=False) as session:
-        report = await session.check(lambda *_: None)
-        done = await session.repair(report, lambda *_: None, lambda _: None)
+        done = await session.repair(lambda *_: None, lambda _: None)
         assert done.reasons == ("redis_went_back",)
         assert await session.reconcile_reasons() == {}
 
@@ -123,6 +123,30 @@ def test_the_command_names_the_documents_and_exits_with_1_until_repaired(table: 
     assert (status, found["ok"], found["wrong_vector"], found["orphaned"]) == (0, True, 0, 0)
     assert found["pipelines"][0]["repair"]["found"]["wrong_vector"] == 1
     assert verify(table)[0] == 0
+
+
+async def test_a_repair_that_would_remove_most_of_an_index_removes_nothing_before_a_person_says_yes(
+    mirrored: MirroredTable,
+) -> None:
+    mirrored.connect()
+    mirrored.execute("insert into $T select n, 't ' || n, 'b ' || n, 'c', n from generate_series(1, 150) n")
+    with mirrored.daemon() as daemon:
+        mirrored.wait_equal()
+        assert daemon.terminate() == 0
+    mirrored.execute("delete from $T where id > 70")
+    for reasons in ({}, {"redis_went_back": "1.0"}):
+        for reason, since in reasons.items():
+            mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", reason, since)
+        with pytest.raises(StopPipeline, match=r"80 or more of the 150 documents.*--repair --yes"):
+            await check(mirrored, repair=True)
+        assert len(mirrored.documents()) == 150
+    assert mirrored.redis.hexists(f"lv:{mirrored.name}:reconcile", "redis_went_back")
+    refused = mirrored.command("verify", "--repair")
+    assert (refused.returncode, "--repair --yes" in refused.stderr) == (1, True), refused.stderr
+    status, mended = verify(mirrored, "--repair", "--yes")
+    assert (status, mended["ok"], mended["documents"]) == (0, True, 70)
+    assert mended["pipelines"][0]["repair"]["swept"] >= 80
+    assert len(mirrored.documents()) == 70
 
 
 async def test_changes_on_their_way_are_no_differences_and_a_repair_beside_them_loses_none(
@@ -154,6 +178,8 @@ async def test_changes_on_their_way_are_no_differences_and_a_repair_beside_them_
             for _ in range(3):
                 report = await check(mirrored)
                 assert report.ok, report.differing
+            await check(mirrored, repair=True)
+            mirrored.redis.hset(f"lv:{mirrored.name}:reconcile", "redis_went_back", "1.0")
             await check(mirrored, repair=True)
         finally:
             stop.set()

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from connectors import slot
 from connectors.connect import KafkaConnect
 from connectors.definition import heartbeat_topic, render
-from connectors.exclusions import exclusions
 from connectors.prepare import prepare
+from connectors.tables import exclusions
 from daemon.settings import ConnectSettings, KafkaSettings, MetadataField, Pipeline, PostgresSource
 from deploy.local.stack import Addresses
 

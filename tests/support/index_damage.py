@@ -12,7 +12,7 @@ Found = dict[str, frozenset[D]]
 
 
 def key_of(table: MirroredTable, identifier: str, chunk: int = 0) -> str:
-    return f"{Layout(table.name, 1).keys(identifier)[2]}:{chunk}"
+    return Layout(table.name, 1).chunk_key(identifier, chunk)
 
 
 def bookkeeping_of(table: MirroredTable, identifier: str) -> str:

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from deploy.local.artifacts import default_cache, ensure
-from deploy.local.progress import silent
+from deploy.local.home import silent
 from deploy.local.servers import java
 from deploy.local.servers.base import TEMPLATES
 from tests.support.mirrored_table import wait_until

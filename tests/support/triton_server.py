@@ -14,7 +14,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from deploy.local import artifacts
-from deploy.local.progress import silent
+from deploy.local.home import silent
 from deploy.local.servers.base import package_folder
 from deploy.local.servers.triton import shared_libpython
 from tests.support.ports import free_ports

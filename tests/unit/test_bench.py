@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.bench.latency import Latency, blocks, measure, warm_up_rows
-from daemon.bench.load import LoadRow, Table, rows_of
+from daemon.bench.load import LoadRow, LoadTable, rows_of
 from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.bench.report import latency_report
-from daemon.bench.toml import to_toml
-from daemon.cli.bench.setting import Setting
+from daemon.cli.bench.setting import Setting, to_toml
 from daemon.config import parse
 from daemon.errors import ConfigError
 from daemon.settings import Config
@@ -62,7 +61,7 @@ class InstantSystem:
 
     def __init__(self, name: str, latency_s: float, log: list[str]) -> None:
         self.name = name
-        self.table = cast(Table, self)
+        self.table = cast(LoadTable, self)
         self._latency_s = latency_s
         self._log = log
         self._arrived: list[Latency] = []

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 from daemon.bench.ceiling import TEXTS_PER_REQUEST, requests_of
 from daemon.bench.latency import Latency
-from daemon.bench.load import LoadRow, Table
+from daemon.bench.load import LoadRow, LoadTable
 from daemon.bench.process import cpu_s, parse_stat
-from daemon.bench.report import skip_report, throughput_report
-from daemon.bench.throughput import Bulk, measure_copy, measure_unchanged, pause_s, wait_for
+from daemon.bench.report import throughput_report
+from daemon.bench.throughput import Bulk, measure_copy, pause_s, wait_for
 from daemon.errors import LivevecError
+from tests.bench.skip import measure_unchanged, skip_report
 
 ROWS = [LoadRow(number, "") for number in range(1, 11)]
 
@@ -27,10 +29,10 @@ def silent(what: str, done: int, total: int) -> None:
 class InstantSystem:
     """Takes every row at once: row i after i seconds, by its own clock, and with a second of CPU."""
 
-    name = "instant"
+    name = "public.load"
 
     def __init__(self, updated: int = 0, handled: int = 0) -> None:
-        self.table = cast(Table, self)
+        self.table = cast(LoadTable, self)
         self._arrived = [Latency("of an earlier measurement", 99.0, {})]
         self._cpu_s = 7.0
         self._updated, self._handled = updated, handled
@@ -40,10 +42,12 @@ class InstantSystem:
         self._arrived += [Latency(str(row.id), float(row.id), {}) for row in rows]
         self._cpu_s += 1.0
 
-    def update_unchanged(self) -> int:
+    def execute(self, statement: str) -> Any:
+        """The UPDATE that changes nothing."""
+        assert statement == "UPDATE public.load SET body = body"
         self._unchanged += self._handled
         self._cpu_s += 1.0
-        return self._updated
+        return SimpleNamespace(rowcount=self._updated)
 
     def acknowledged(self) -> int:
         return len(self._arrived)

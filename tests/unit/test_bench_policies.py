@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.bench.latency import Latency
-from daemon.bench.load import LoadRow, random_arrivals
-from daemon.bench.policies import Batch, PolicyRun, batches, policy_report, recovery_s
-from daemon.bench.slow_embedder import Pace, SlowDown, read_slow_down, write_slow_down
-from daemon.bench.stored import differences
+from daemon.bench.load import LoadRow
+from tests.bench.policies import Batch, Moment, PolicyRun, batches, policy_report, random_arrivals, recovery_s
+from tests.bench.slow_embedder import SlowDown, SlowedInference, read_slow_down, write_slow_down
+from tests.bench.stored import differences
 
 
 def sample(committed_at_s: float, total_s: float, upsert_s: float = 0.001) -> Latency:
@@ -26,6 +26,11 @@ def test_violations_are_counted_and_measured_beyond_the_target() -> None:
     assert (report.slow_ms.count, report.slow_ms.max) == (2, 250.0)
     assert report.p99_ms == 250.0
     assert report.recovery_s == 1.0
+    assert (report.slow_began_s, report.slow_ended_s) == (0.5, 2.0)
+    # Committed 0, 1, 1.5, 3 and 4.5 s after the first; each was embedded a millisecond before it was searchable.
+    latencies = [(moment.at_s, moment.latency_ms_max) for moment in report.moments if moment.latency_ms_max]
+    assert latencies == [(0.25, 50), (1.25, 250), (1.75, 150), (3.25, 50), (4.75, 20)]
+    assert report.moments[0] == Moment(0.25, 50, 1, 50)
 
 
 def test_recovered_is_the_first_row_after_which_a_whole_second_met_the_target() -> None:
@@ -83,7 +88,7 @@ def test_a_slow_down_is_told_through_a_file(tmp_path: Path) -> None:
 
 def test_a_slow_embedder_takes_one_request_after_another_and_a_fast_one_all_at_once() -> None:
     async def most_at_once(factor: float) -> int:
-        pace = Pace(lambda: factor)
+        inference = SlowedInference(lambda: factor)
         running, most = 0, 0
         together = asyncio.Event()
 
@@ -98,7 +103,7 @@ def test_a_slow_embedder_takes_one_request_after_another_and_a_fast_one_all_at_o
             running -= 1
             return request
 
-        replies = await asyncio.gather(*(pace.infer(call, b"%d" % number) for number in range(3)))
+        replies = await asyncio.gather(*(inference.infer(call, b"%d" % number) for number in range(3)))
         assert replies == [b"0", b"1", b"2"]
         return most
 

@@ -7,10 +7,9 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.bench.lag import LagSample, Template, changes
-from daemon.bench.process import parse_statm
-from daemon.bench.report import lag_report, soak_report
-from daemon.bench.soak import WINDOWS_MAX, SoakRun, SoakWindow, random_statements, window_s
+from tests.bench.lag import LagSample, RecordedChange, changes, lag_report
+from tests.bench.running import parse_statm
+from tests.bench.soak import WINDOWS_MAX, SoakRun, SoakWindow, random_statements, soak_report, window_s
 
 
 @given(st.integers(0, 1000))
@@ -41,7 +40,7 @@ def test_a_soak_is_summed_up_over_its_windows() -> None:
         for n, (rss, queue) in enumerate([(9, 1), (12, 7), (10, 0)])
     ]
     run = SoakRun([0.010, 0.020, 0.030], windows, Counter(insert=4, delete=1))
-    report = soak_report(30.0, 0.2, run, lost=0)
+    report = soak_report(30.0, 0.2, 100.0, run, lost=0)
     assert (report.rss_mb_first, report.rss_mb_max, report.rss_mb_last) == (9, 12, 10)
     assert (report.queue_changes_max, report.inserts, report.updates, report.deletes) == (7, 4, 0, 1)
     assert (report.live_ms.p50, report.live_ms.count) == (20.0, 3)
@@ -49,7 +48,7 @@ def test_a_soak_is_summed_up_over_its_windows() -> None:
 
 def test_lag_is_made_of_copies_with_ids_and_texts_of_their_own() -> None:
     envelope = {"op": "c", "after": {"id": 2, "body": "x"}, "source": {"lsn": 70, "sequence": '["60","64"]'}}
-    template = Template(orjson.dumps({"id": 2}), orjson.dumps(envelope))
+    template = RecordedChange(orjson.dumps({"id": 2}), orjson.dumps(envelope))
     made = list(changes(template, ["a", "b"], 5))
     values = [orjson.loads(one.value) for one in made]
     assert [orjson.loads(one.key)["id"] for one in made] == [value["after"]["id"] for value in values]

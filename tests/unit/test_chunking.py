@@ -3,7 +3,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.core.chunking import chunks
+from daemon.embedding.chunking import chunks
 
 
 def words(text: str) -> list[tuple[int, int]]:

@@ -1,16 +1,8 @@
-"""Two lists of types, one in each folder, say the same."""
+"""Types that the reader converts, and which the preflight therefore admits."""
 
 import pytest
 
-from daemon.source.postgres import catalog
-from daemon.source.postgres import values as postgres_values
 from daemon.source.postgres.values import ColumnType, codec
-
-
-def test_the_preflight_admits_exactly_the_types_that_the_reader_converts() -> None:
-    assert catalog.CAPTURED == postgres_values.SCALAR_TYPES
-    assert catalog.CAPTURED_ELEMENTS == postgres_values.ELEMENT_TYPES
-    assert catalog.KEYS == postgres_values.KEY_TYPES
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,16 @@ from daemon.embedding.openai.failures import (
     CAUSE_BY_ERROR,
     CAUSE_BY_STATUS,
     TRIES_MAX,
+    WAIT_S_MAX,
     Cause,
     Failure,
     failure_class,
     failure_of_answer,
     failure_of_error,
     may_lie_in_the_texts,
+    told_wait_s,
     wait_s,
 )
-from daemon.embedding.openai.waits import WAIT_S_MAX, told_wait_s
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 
 NOW_S = 1_735_689_600.0  # Wed, 01 Jan 2025 00:00:00 GMT

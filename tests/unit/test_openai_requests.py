@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from daemon.config import parse
-from daemon.embedding.openai.paid_vectors import PaidVectors
+from daemon.embedding.openai.answers import PaidVectors
 from daemon.embedding.openai.requests import RequestCutter, RequestLimits
 from daemon.errors import ConfigError
 from triton_models import packaged_weights
@@ -94,8 +94,8 @@ OPENAI = {"provider": "openai", "url": "https://api.openai.com/v1", "model": "te
         ({"url": "https://host/v1?key=s3cret"}, "without a key in it"),
         ({"model": ""}, "needs `model`"),
         ({"model": None}, "needs `model`"),
-        ({"api_key": "s3cret\n"}, "api_key has a space, a line break"),
-        ({"provider": "triton", "document_prompt": "passage: "}, "are for openai"),
+        ({"api_key": "s3cret\n"}, "api_key contains a space, a line break"),
+        ({"provider": "triton", "document_prompt": "passage: "}, "are for provider openai"),
     ],
 )
 def test_settings_that_do_not_fit_the_provider_are_refused(change: dict[str, str | None], said: str) -> None:

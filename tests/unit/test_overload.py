@@ -47,7 +47,7 @@ def slowed_between(begins_s: float, slow_s: float, factor: float) -> Callable[[f
     seed=st.integers(0, 1000),
 )
 @example(fixed_ms=2, token_us=25, rate=300, slow_s=5, factor=10, seed=1)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_deadline_says_overload_at_most_once_and_is_well_again_soon_after_the_embedder(
     fixed_ms: float, token_us: float, rate: float, slow_s: float, factor: float, seed: int
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from daemon.source.record import Coordinates, Record
 from workflows.retry.contract import Letter
-from workflows.retry.events import is_another
+from workflows.retry.trials import is_another
 
 DEAD_LETTERED_AT_S = 1000.0
 

@@ -5,7 +5,7 @@ import pytest
 from daemon.core.version import LogVersion, SnapshotVersion, Version
 from daemon.source.record import Coordinates
 from workflows.retry.contract import Attempt, Letter
-from workflows.retry.rows import too_early
+from workflows.retry.trials import too_early
 
 SNAPSHOT = SnapshotVersion(1, 100, 110, (105,))
 

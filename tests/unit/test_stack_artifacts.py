@@ -10,14 +10,14 @@ import pytest
 
 from daemon.errors import StackError
 from deploy.local import maven, ports
-from deploy.local.artifacts import Report, provide
-from deploy.local.progress import Progress, silent
+from deploy.local.artifacts import OnDetail, provide
+from deploy.local.home import StepProgress, silent
 
 SLOW_BUILDER = """
 import sys, time
 from pathlib import Path
 from deploy.local.artifacts import provide
-from deploy.local.progress import silent
+from deploy.local.home import silent
 def build(folder, report):
     (folder / "half").touch()
     print("building", flush=True)
@@ -41,7 +41,7 @@ def test_a_killed_build_leaves_no_target_and_the_next_one_starts_anew(tmp_path: 
         killed.kill()
     assert not target.exists()
 
-    def build(folder: Path, report: Report) -> None:
+    def build(folder: Path, report: OnDetail) -> None:
         assert list(folder.iterdir()) == []
         (folder / "whole").touch()
 
@@ -55,7 +55,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
     with builder(target, 1.0) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "building\n"
-        news: list[Progress] = []
+        news: list[StepProgress] = []
         built: list[Path] = []
         started_s = time.monotonic()
         provide(target, news.append, "test", lambda folder, report: built.append(folder))
@@ -67,7 +67,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def build(folder: Path, report: Report) -> None:
+    def build(folder: Path, report: OnDetail) -> None:
         (folder / "half").touch()
         raise StackError("no network")
 

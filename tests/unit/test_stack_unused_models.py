@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.unused import KEPT_AFTER_USE_S, drop_unused_models
+from deploy.local.artifacts import KEPT_AFTER_USE_S, drop_unused_models
 
 
 def built(cache: Path, name: str, *, age_s: float = 2 * KEPT_AFTER_USE_S) -> Path:

@@ -4,7 +4,7 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 from grpc.aio import AioRpcError, Metadata  # type: ignore[import-untyped]
 
-from daemon.embedding.triton.failures import Cause, cause_of, failure_of
+from daemon.embedding.triton.failures import TritonCause, cause_of, failure_of
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch
 
 FAILING_CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
@@ -28,48 +28,48 @@ def test_every_status_code_has_a_cause_and_a_failure_class(code: grpc.StatusCode
 @pytest.mark.parametrize(
     ("code", "details", "cause"),
     [
-        ("INTERNAL", "Stub process 'text_embedder_0_0' is not healthy.", Cause.STUB_DEAD),
+        ("INTERNAL", "Stub process 'text_embedder_0_0' is not healthy.", TritonCause.STUB_DEAD),
         (
             "INTERNAL",
             "Failed to process the request(s) for model instance 'text_embedder_0_0', message: "
             "Stub process 'text_embedder_0_0' is not healthy.",
-            Cause.STUB_DEAD,
+            TritonCause.STUB_DEAD,
         ),
         (
             "INTERNAL",
             "Failed to process the request(s) for model 'm', message: MemoryError",
-            Cause.MODEL_FAILED,
+            TritonCause.MODEL_FAILED,
         ),
-        ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", Cause.OVERLOADED),
-        ("UNAVAILABLE", "failed to connect to all addresses", Cause.UNREACHABLE),
-        ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", Cause.NOT_LOADED),
-        ("INVALID_ARGUMENT", "inference request batch-size must be <= 500 for 'm'", Cause.REFUSED),
+        ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", TritonCause.OVERLOADED),
+        ("UNAVAILABLE", "failed to connect to all addresses", TritonCause.UNREACHABLE),
+        ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", TritonCause.NOT_LOADED),
+        ("INVALID_ARGUMENT", "inference request batch-size must be <= 500 for 'm'", TritonCause.REFUSED),
     ],
 )
-def test_causes_are_told_apart_by_code_and_message(code: str, details: str, cause: Cause) -> None:
+def test_causes_are_told_apart_by_code_and_message(code: str, details: str, cause: TritonCause) -> None:
     assert cause_of(_error(grpc.StatusCode[code], details)) is cause
 
 
 @pytest.mark.parametrize(
     ("cause", "texts", "model_alive", "expected"),
     [
-        (Cause.UNREACHABLE, 500, False, RetryLater),
-        (Cause.OVERLOADED, 500, False, RetryLater),
-        (Cause.NOT_LOADED, 500, False, RetryLater),
-        (Cause.STUB_DEAD, 500, False, RetryLater),
-        (Cause.DENIED, 500, False, RetryLater),
-        (Cause.TIMED_OUT, 2, False, SplitBatch),
-        (Cause.TIMED_OUT, 1, False, RetryLater),
-        (Cause.REFUSED, 2, False, SplitBatch),
-        (Cause.REFUSED, 1, False, RejectRow),
+        (TritonCause.UNREACHABLE, 500, False, RetryLater),
+        (TritonCause.OVERLOADED, 500, False, RetryLater),
+        (TritonCause.NOT_LOADED, 500, False, RetryLater),
+        (TritonCause.STUB_DEAD, 500, False, RetryLater),
+        (TritonCause.DENIED, 500, False, RetryLater),
+        (TritonCause.TIMED_OUT, 2, False, SplitBatch),
+        (TritonCause.TIMED_OUT, 1, False, RetryLater),
+        (TritonCause.REFUSED, 2, False, SplitBatch),
+        (TritonCause.REFUSED, 1, False, RejectRow),
         # A model that fails on everything must not send every row to the dead letters.
-        (Cause.MODEL_FAILED, 2, False, RetryLater),
-        (Cause.MODEL_FAILED, 1, False, RetryLater),
-        (Cause.MODEL_FAILED, 2, True, SplitBatch),
-        (Cause.MODEL_FAILED, 1, True, RejectRow),
+        (TritonCause.MODEL_FAILED, 2, False, RetryLater),
+        (TritonCause.MODEL_FAILED, 1, False, RetryLater),
+        (TritonCause.MODEL_FAILED, 2, True, SplitBatch),
+        (TritonCause.MODEL_FAILED, 1, True, RejectRow),
     ],
 )
 def test_the_failure_class_follows_from_cause_and_batch(
-    cause: Cause, texts: int, model_alive: bool, expected: type[FailureClass]
+    cause: TritonCause, texts: int, model_alive: bool, expected: type[FailureClass]
 ) -> None:
     assert type(failure_of(cause, texts=texts, model_alive=model_alive, where="m")) is expected

@@ -13,7 +13,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
-from daemon.verify.differences import Report
+from daemon.verify.differences import IndexFindings
 from daemon.verify.session import opened
 from tests.support.mirrored_table import MirroredTable
 from workflows.backfill.contract import Target
@@ -110,15 +110,17 @@ async def until_done(backfills: "Backfills", handle: Handle, rows: int) -> int:
 
 
 @contextmanager
-def editing(table: MirroredTable, rows: int, pause_s: float = 0.01) -> Iterator[None]:
-    """Inserts, updates and deletes of rows all over the table, meanwhile."""
+def editing(
+    table: MirroredTable, rows: int, pause_s: float = 0.01, edits_max: float = float("inf")
+) -> Iterator[None]:
+    """Insert, update and delete rows all over the table, meanwhile."""
     stop = threading.Event()
     failures: list[BaseException] = []
 
     def edit() -> None:
         with psycopg.connect(table.addresses.postgres_dsn, autocommit=True) as db:
             number = 0
-            while not stop.wait(pause_s):
+            while number < edits_max and not stop.wait(pause_s):
                 number += 1
                 key = number * 37 % (rows + 100) + 1
                 if number % 4 == 0:
@@ -159,7 +161,7 @@ def forget(table: MirroredTable) -> None:
             table.redis.delete(key)
 
 
-async def check(table: MirroredTable, *, vectors: bool = True) -> Report:
+async def check(table: MirroredTable, *, vectors: bool = True) -> IndexFindings:
     """What `livevec verify` finds."""
     async with opened(table.config, table.config.pipelines[0], vectors=vectors) as session:
         return await session.check(lambda *_: None)

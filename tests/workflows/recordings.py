@@ -58,7 +58,7 @@ async def reconcile_mended(table: MirroredTable) -> dict[str, str]:
     """One is due, so a backfill goes first; then ranges beside the walk, throttled, paused and resumed."""
     insert(table, 1, 1200)
     table.wait_equal()
-    table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1")
+    table.redis.hset(f"lv:{table.name}:reconcile", "redis_went_back", "1.0")
     order = ReconcileOrder(subject=subject(table, repair=True, rows_per_range=400), rate=400.0)
     handle = await started(table, order)
 

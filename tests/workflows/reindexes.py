@@ -21,10 +21,10 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from daemon.core.vectors import encode
 from daemon.index.connection import connect as redis_connect
 from daemon.index.registry import IndexVersion, Versions, VersionTable
-from daemon.verify.differences import Report
+from daemon.verify.differences import IndexFindings
 from daemon.verify.session import opened
 from deploy.local import artifacts
-from deploy.local.progress import silent
+from deploy.local.home import silent
 from tests.support.mirrored_table import MirroredTable
 from tests.support.tiny_model import write_model
 from triton_models import build_model, read_source
@@ -118,7 +118,7 @@ class Reindexes:
         info = self.table.redis.ft(self.table.name).info()
         return next(_text(value) for key, value in info.items() if _text(key) == "index_name")
 
-    async def check(self, number: int, *, vectors: bool = True) -> Report:
+    async def check(self, number: int, *, vectors: bool = True) -> IndexFindings:
         """What `livevec verify` finds of one version."""
         pipeline = self.table.config.pipelines[0]
         async with opened(self.table.config, pipeline, vectors=vectors, version=number) as session:

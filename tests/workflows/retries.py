@@ -51,7 +51,7 @@ class Retries:
         )
         self._table = table
         self._client = client
-        self._asked = RetryClient(client, table.config, table.name)
+        self._asked = RetryClient(client, table.name)
 
     @classmethod
     async def of(cls, table: Mirror) -> "Retries":

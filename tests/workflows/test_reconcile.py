@@ -111,7 +111,7 @@ async def test_an_index_that_was_dropped_is_made_again(table: MirroredTable) -> 
 async def test_where_a_reconcile_is_due_nothing_of_before_it_is_applied_any_more(
     table: MirroredTable,
 ) -> None:
-    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1")
+    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1.0")
     told = await reconciled(table)
     assert (told.reasons, told.backfilled, told.ok) == (("partitions_changed",), False, False)
     mended = await reconciled(table, repair=True)
@@ -195,12 +195,12 @@ async def test_the_worker_schedules_what_the_file_says_and_leaves_alone_what_a_p
     assert table.command("reconcile", table.name, "--unschedule").returncode == 0
     assert listed(table) == []
     await schedules.keep(client, table.config)
-    again = await schedules.found(client, table.name)
+    again = await schedules.scheduled(client, table.name)
     assert again is not None
     assert again.when == kept["when"]
     never = table.config.pipelines[0].model_copy(update={"reconcile_every_s": 0.0})
     await schedules.keep(client, table.config.model_copy(update={"pipelines": (never,)}))
-    assert await schedules.found(client, table.name) is None
+    assert await schedules.scheduled(client, table.name) is None
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0s", "1 2", "", "5x"])
@@ -326,7 +326,7 @@ async def test_a_paused_reconcile_goes_on_with_all_that_is_left(table: MirroredT
 async def test_the_backfill_of_a_paused_reconcile_is_paused_and_throttled_with_it(
     table: MirroredTable,
 ) -> None:
-    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1")
+    table.redis.hset(f"lv:{table.name}:reconcile", "partitions_changed", "1.0")
     handle = await started(table, ReconcileOrder(subject=subject(table, repair=True), rate=50.0))
     client = await connect(table.config)
 

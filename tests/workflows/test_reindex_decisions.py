@@ -20,11 +20,11 @@ from temporalio.worker import Worker
 
 from daemon.errors import ConfigError, RetryLater
 from daemon.index.registry import IndexVersion
+from daemon.verify.differences import Tally
 from workflows import search_attributes
 from workflows.backfill.workflow import BackfillOrder, BackfillResult
 from workflows.client import reason
 from workflows.failures import application_error
-from workflows.reconcile.contract import Tally
 from workflows.reconcile.workflow import Reconciled, ReconcileOrder
 from workflows.registry import sandbox
 from workflows.reindex.contract import (
@@ -36,22 +36,22 @@ from workflows.reindex.contract import (
     Behind,
     Changes,
     Dropped,
+    GapWatch,
     Joined,
     Left,
-    Look,
     Pair,
-    Plan,
     PlanOrder,
     Quality,
     Registering,
     Reindexed,
     ReindexOrder,
+    ReindexPlan,
     ReindexStatus,
     Rollback,
     ShortParity,
     VersionOf,
-    Watch,
     Watched,
+    WritersLook,
 )
 from workflows.reindex.workflow import Reindex
 
@@ -114,8 +114,8 @@ class ScriptedRegistry:
         self.failure = ""
 
     @activity.defn(name="reindex_plan")
-    async def plan(self, order: PlanOrder) -> Plan:
-        return Plan(
+    async def plan(self, order: PlanOrder) -> ReindexPlan:
+        return ReindexPlan(
             old=OLD,
             wanted=replace(NEW, number=0),
             differences=("m",),
@@ -131,7 +131,7 @@ class ScriptedRegistry:
         return NEW
 
     @activity.defn(name="reindex_join")
-    async def join(self, look: Look) -> Joined:
+    async def join(self, look: WritersLook) -> Joined:
         return Joined(missing=())
 
     @activity.defn(name="reindex_behind")
@@ -144,7 +144,7 @@ class ScriptedRegistry:
         return Quality(recall=self.recall, queries=5, vectors=5, overlap=1.0)
 
     @activity.defn(name="reindex_watch")
-    async def watch(self, watch: Watch) -> Watched:
+    async def watch(self, watch: GapWatch) -> Watched:
         if self.failure:
             raise application_error(ConfigError(self.failure))
         # Time is skipped between two attempts alone, not while an activity runs.
@@ -162,7 +162,7 @@ class ScriptedRegistry:
         return ShortParity(rows=5, differing=self.differing)
 
     @activity.defn(name="reindex_leave")
-    async def leave(self, look: Look) -> Left:
+    async def leave(self, look: WritersLook) -> Left:
         self.done.append(f"leave {look.number}")
         return Left(writing=())
 

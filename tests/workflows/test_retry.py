@@ -194,11 +194,12 @@ async def test_an_embedder_that_is_away_is_no_attempt_of_the_row(table: Mirrored
 async def test_dead_letters_wait_in_kafka_while_temporal_is_away(table: MirroredTable) -> None:
     temporal = f'address = "{table.addresses.temporal_address}"'
     with tcp_proxy(table.addresses.temporal_address) as proxy, table.daemon() as daemon:
-        with configured(table, temporal, f'address = "127.0.0.1:{proxy.port}"'), table.worker():
+        with configured(table, temporal, f'address = "127.0.0.1:{proxy.port}"'), table.worker() as worker:
             proxy.silent = True
             proxy.reset()
             poison(table, 50)
             assert daemon.get("/status.json")["stopped_pipelines"] == {}
+            worker.kill()
         # That worker was killed before it could tell.
         with configured(table, temporal, f'address = "127.0.0.1:{free_port()}"'):
             found = retry(table, "--list")

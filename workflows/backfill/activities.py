@@ -10,19 +10,19 @@ from daemon.errors import ConfigError, RetryLater, StopPipeline
 from daemon.index.durability import Durability
 from daemon.index.layout import document_key
 from daemon.projection.build import Projection
+from daemon.verify.pace import Interruption
+from daemon.verify.refill import Copied, Copier, close
+from daemon.verify.sides import Key
 from workflows.backfill.contract import (
+    BackfillPlan,
     BarrierLook,
     BarrierSeen,
     Closing,
-    Copied,
     CopyOrder,
-    Key,
-    Plan,
     Swept,
     Target,
 )
-from workflows.backfill.copying import Copier
-from workflows.interruption import Interruption, interruptible
+from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.resources import Resources
 
@@ -34,13 +34,13 @@ LOOKING_S = 60.0
 
 
 class BackfillActivities:
-    """Share the worker's resources."""
+    """What a backfill has done; all share the worker's resources."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
 
     @activity.defn(name="backfill_plan")
-    async def plan(self, target: Target) -> Plan:
+    async def plan(self, target: Target) -> BackfillPlan:
         """Look at the table and the index as they are now.
 
         Raises:
@@ -65,7 +65,7 @@ class BackfillActivities:
             else:
                 total = await _matching(target, first, projection)
             written = await projection.versions.writers(projection.version.number)
-            return Plan(
+            return BackfillPlan(
                 version=projection.version.number,
                 table=fingerprint(projection),
                 bounds=tuple(bounds),
@@ -85,13 +85,13 @@ class BackfillActivities:
         async def work(interruption: Interruption) -> BarrierSeen:
             async with self._resources.projection(look.pipeline, look.version) as projection:
                 call, reader = projection.patience.call, projection.reader
-                begun = await call("source", reader.barrier_begun) if look.begun is None else look.begun
+                begun = await call(reader.part, reader.barrier_begun) if look.begun is None else look.begun
                 looks = 0
                 while True:
-                    found = await call("source", lambda: reader.barrier_passed(begun))
-                    if isinstance(found, SnapshotVersion):
-                        return BarrierSeen(begun=begun, snapshot=found.encode())
-                    blocking = tuple(str(one) for one in found)
+                    passed = await call(reader.part, reader.barrier_passed, begun)
+                    if isinstance(passed, SnapshotVersion):
+                        return BarrierSeen(begun=begun, snapshot=passed.encode())
+                    blocking = tuple(str(transaction) for transaction in passed)
                     looks += 1
                     over = looks * _LOOK_S >= LOOKING_S
                     if blocking != look.seen or over or await interruption.wait(_LOOK_S):
@@ -118,7 +118,7 @@ class BackfillActivities:
                         f"began; start it again: `livevec backfill {order.pipeline}`"
                     )
                 durability = await projection.patience.call(
-                    "redis", lambda: Durability.begin(projection.client, self._resources.config.redis)
+                    "redis", Durability.begin, projection.client, self._resources.config.redis
                 )
                 lane = self._resources.lane(projection, activity.info().workflow_id or "")
                 lane.rate_rows_s = order.rate
@@ -126,13 +126,18 @@ class BackfillActivities:
                 return await copier.run(interruption)
 
         def beat() -> tuple[Any, ...]:
-            return (copier.copied, copier.beat()) if copier else (begun, Beat(done=begun.rows))
+            now = copier.copied if copier else begun
+            return now, Beat(done=now.rows, rate_per_s=now.rate_per_s if copier else None)
 
         return await interruptible(work, beat)
 
     @activity.defn(name="backfill_close")
     async def close(self, closing: Closing) -> Swept:
-        """Put S0 as a floor into every bucket, and remove what it beats: documents without a row."""
+        """Put S0 as a floor into every bucket, and remove what it beats: documents without a row.
+
+        Raises:
+            StopPipeline: most of the index would be removed.
+        """
         seen = 0
 
         async def work(interruption: Interruption) -> Swept:
@@ -144,14 +149,11 @@ class BackfillActivities:
                         "the worker stops, or this was cancelled; a sweep begins again from its start"
                     )
 
-            snapshot = decode(closing.snapshot)
             async with self._resources.projection(closing.pipeline, closing.version) as projection:
-                writer = projection.writer
                 durability = await Durability.begin(projection.client, self._resources.config.redis)
-                await writer.raise_floors(snapshot)
-                removed = await writer.sweep(snapshot, progressed)
-                await durability.reached()
-                await writer.reconciled(closing.marks)
+                snapshot = decode(closing.snapshot)
+                assert isinstance(snapshot, SnapshotVersion)
+                removed = await close(projection, durability, snapshot, closing.marks, progressed)
             return Swept(removed=removed)
 
         return await interruptible(work, lambda: (None, Beat(done=seen)))
@@ -192,7 +194,7 @@ async def _matching(target: Target, first: Key | None, projection: Projection) -
 
 
 def fingerprint(projection: Projection) -> str:
-    """Tells whether the table is still the one, and its key and the columns that are used."""
+    """Return a digest of the table, its key and the columns that are used: it tells whether they are still the same."""
     table = projection.table
     used = [table.column(name) for name in (*table.key, *projection.builder.columns)]
     what = (table.oid, table.key, [(column.name, column.type_name) for column in used])

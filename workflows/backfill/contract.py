@@ -2,10 +2,9 @@
 
 from pydantic import Field
 
+from daemon.verify.refill import KeyRange
+from daemon.verify.sides import Key
 from workflows.progress import Contract
-
-Key = tuple[str, ...]
-"""Values of the primary key's columns as text, in the key's order."""
 
 
 class Target(Contract):
@@ -27,8 +26,8 @@ class Target(Contract):
         return self.where is None and self.from_key is None
 
 
-class Plan(Contract):
-    """What a backfill holds on to from its start to its end.
+class BackfillPlan(Contract):
+    """What a backfill keeps from its start to its end.
 
     Attributes:
         version: of the index.
@@ -52,7 +51,7 @@ class Plan(Contract):
 
 
 class BarrierLook(Contract):
-    """`begun`: what is waited for; None: begin. `seen`: the transactions that were told of last."""
+    """`begun`: what is waited for; None: begin. `seen`: the transactions that were shown last."""
 
     pipeline: str
     version: int
@@ -68,54 +67,12 @@ class BarrierSeen(Contract):
     blocking: tuple[str, ...] = ()
 
 
-class CopyOrder(Contract):
-    """One slice of work: rows of one key range, as many as fit into `limit_s`.
-
-    Attributes:
-        table: see Plan.
-        after: key to go on from.
-        inclusive: begin with `after` itself.
-        until: the last key of the range.
-        rate: most rows a second.
-        rows_per_read: to begin with.
-    """
+class CopyOrder(KeyRange):
+    """One slice of work: rows of one key range, as many as fit into `limit_s`. `table`: see BackfillPlan."""
 
     pipeline: str
     version: int
     table: str
-    where: str | None
-    after: Key | None
-    inclusive: bool
-    until: Key | None
-    rate: float | None
-    rows_per_read: int
-    limit_s: float
-
-
-class Copied(Contract):
-    """What a slice has done so far: also what its heartbeats carry, and another attempt goes on from.
-
-    Attributes:
-        after: up to this key every row's effect is in Redis, and on its disk where Redis can tell.
-        ended: the range was read to its end.
-        rows: read, those that were refused included.
-        outcomes: of the rows, by name.
-        unreadable: rows that could not be read or decoded; each has a dead letter.
-        skipped: the rest of the range could not be read at all.
-        rate_per_s: rows a second, lately.
-        rows_per_read: what suits this table and this embedder.
-        note: what a person should know.
-    """
-
-    after: Key | None = None
-    ended: bool = False
-    rows: int = 0
-    outcomes: dict[str, int] = Field(default_factory=dict)
-    unreadable: int = 0
-    skipped: bool = False
-    rate_per_s: float | None = None
-    rows_per_read: int
-    note: str = ""
 
 
 class Closing(Contract):

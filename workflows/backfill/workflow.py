@@ -7,8 +7,10 @@ from datetime import timedelta
 from pydantic import Field
 from temporalio import workflow
 
+from daemon.verify.refill import Copied
+from daemon.verify.sides import Key
 from workflows.backfill.activities import LOOKING_S, BackfillActivities
-from workflows.backfill.contract import BarrierLook, Closing, Copied, CopyOrder, Key, Plan, Target
+from workflows.backfill.contract import BackfillPlan, BarrierLook, Closing, CopyOrder, Target
 from workflows.control import Controlled
 from workflows.progress import ENDED, Contract, Progress, left_s
 
@@ -30,7 +32,7 @@ class BackfillState(Contract):
         skipped: ranges of which a part could not be read.
     """
 
-    plan: Plan | None = None
+    plan: BackfillPlan | None = None
     begun: int | None = None
     snapshot: str | None = None
     range: int = 0
@@ -87,7 +89,7 @@ class BackfillResult(Contract):
 
 
 def workflow_id(target: Target) -> str:
-    """One backfill of an index version at a time."""
+    """Return its id: one backfill of an index version at a time."""
     return f"backfill-{target.pipeline}" + (f"-v{target.version}" if target.version is not None else "")
 
 
@@ -108,7 +110,7 @@ class Backfill(Controlled):
 
     @workflow.run
     async def run(self, order: BackfillOrder) -> BackfillResult:
-        """See the module.
+        """Run the backfill; see the module.
 
         Raises:
             ApplicationError: a person has to act first; the message says how.
@@ -123,13 +125,13 @@ class Backfill(Controlled):
             self._tell("cancelled", f"go on with `--from {'/'.join(self._state.after or ()) or 'KEY'}`")
             raise
 
-    async def _plan(self) -> Plan:
+    async def _plan(self) -> BackfillPlan:
         self._tell(PLANNING)
         plan = await self.step(BackfillActivities.plan, self._target, _TIMEOUT, "look at table and index")
         self._update(plan=plan, after=plan.first, note=plan.note)
         return plan
 
-    async def _barrier(self, plan: Plan) -> None:
+    async def _barrier(self, plan: BackfillPlan) -> None:
         """Wait until every transaction that ran at the start has ended; shows which ones have not."""
         seen: tuple[str, ...] = ()
         while True:
@@ -139,16 +141,16 @@ class Backfill(Controlled):
                 pipeline=self._target.pipeline, version=plan.version, begun=self._state.begun, seen=seen
             )
             limit = timedelta(seconds=LOOKING_S) + _TIMEOUT
-            found = await self.slice(BackfillActivities.barrier, look, limit, "transactions that still run")
-            if found is not None:
-                self._update(begun=found.begun, snapshot=found.snapshot)
-                seen = found.blocking
+            reply = await self.slice(BackfillActivities.barrier, look, limit, "transactions that still run")
+            if reply is not None:
+                self._update(begun=reply.begun, snapshot=reply.snapshot)
+                seen = reply.blocking
             self._check_cancelled()
-            if found is not None and found.snapshot is not None:
+            if reply is not None and reply.snapshot is not None:
                 return
             self._continue_if_long()
 
-    async def _copy(self, plan: Plan) -> None:
+    async def _copy(self, plan: BackfillPlan) -> None:
         while self._state.range <= len(plan.bounds):
             self._tell(COPYING)
             await self.unpaused()
@@ -187,7 +189,7 @@ class Backfill(Controlled):
             note=copied.note or state.note,
         )
 
-    async def _close(self, plan: Plan) -> BackfillResult:
+    async def _close(self, plan: BackfillPlan) -> BackfillResult:
         state = self._state
         swept: int | None = None
         note = state.note

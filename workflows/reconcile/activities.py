@@ -1,34 +1,33 @@
-"""The activities of a reconcile: plan it, check a key range, check the keys that Redis has, tell what it came to."""
+"""The activities of a reconcile: plan it, check a key range, check the keys that Redis has, show what it came to."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
+from pydantic import BaseModel
 from temporalio import activity
 
 from daemon.index.durability import Durability
-from daemon.source.postgres.identity import check_same_source
 from daemon.verify.differences import Difference
-from daemon.verify.session import subject_of
-from workflows.interruption import Interruption, heartbeating, interruptible
-from workflows.progress import Beat, Contract
-from workflows.reconcile.checks import Examiner, KeysCheck, RangeCheck
+from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
+from daemon.verify.pace import Interruption
+from daemon.verify.sides import Sides
+from workflows.interruption import heartbeating, interruptible
+from workflows.progress import Beat
 from workflows.reconcile.contract import (
     Conclusion,
-    KeysChecked,
     KeysOrder,
-    Plan,
-    RangeChecked,
     RangeOrder,
+    ReconcilePlan,
     Subject,
 )
 from workflows.resources import Resources
 
 log = structlog.get_logger(__name__)
-C = TypeVar("C", bound=Contract)
+C = TypeVar("C", bound=BaseModel)
 _RANGES_MAX = 256
 
 
@@ -58,23 +57,25 @@ class ReconcileMetrics:
             "livevec_reconcile_duration_seconds", "What it took.", ["pipeline"], registry=registry
         )
 
-    def show(self, told: Conclusion) -> None:
+    def show(self, conclusion: Conclusion) -> None:
         for kind in Difference:
-            self.differences.labels(told.pipeline, kind.value).set(told.tally.found.get(kind.value, 0))
-            self.left.labels(told.pipeline, kind.value).set(told.tally.left.get(kind.value, 0))
-        self.ended_at.labels(told.pipeline).set(time.time())
-        self.duration.labels(told.pipeline).set(told.seconds)
+            self.differences.labels(conclusion.pipeline, kind.value).set(
+                conclusion.tally.found.get(kind.value, 0)
+            )
+            self.left.labels(conclusion.pipeline, kind.value).set(conclusion.tally.left.get(kind.value, 0))
+        self.ended_at.labels(conclusion.pipeline).set(time.time())
+        self.duration.labels(conclusion.pipeline).set(conclusion.seconds)
 
 
 class ReconcileActivities:
-    """Share the worker's resources."""
+    """What a reconcile has done; all share the worker's resources."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._metrics = ReconcileMetrics(resources.metrics.registry)
 
     @activity.defn(name="reconcile_plan")
-    async def plan(self, subject: Subject) -> Plan:
+    async def plan(self, subject: Subject) -> ReconcilePlan:
         """Look at the table and the index as they are now.
 
         Raises:
@@ -84,14 +85,13 @@ class ReconcileActivities:
         call = self._resources.patience.call
         async with self._resources.projection(subject.pipeline, subject.version, fresh=True) as projection:
             reader, table = projection.reader, projection.table
-            await call("source", lambda: check_same_source(projection.client, reader, projection.source))
             if subject.repair:
                 await call("redis", projection.ensure_index)
             async with heartbeating(lambda: ()):
-                await subject_of(projection, vectors=False).stored.built(lambda _: None)
-            rows = await call("source", lambda: reader.count_estimate(table))
+                await Sides(projection, vectors=False).stored.built(lambda _: None)
+            rows = await call(reader.part, reader.count_estimate, table)
             parts = min(_RANGES_MAX, rows // subject.rows_per_range)
-            return Plan(
+            return ReconcilePlan(
                 version=projection.version.number,
                 bounds=tuple(await reader.key_ranges(table, parts)) if parts > 1 else (),
                 rows=rows,
@@ -101,18 +101,18 @@ class ReconcileActivities:
     @activity.defn(name="reconcile_range")
     async def check_range(self, order: RangeOrder) -> RangeChecked:
         """Check the rows of a range, and mend; another attempt goes on from the last heartbeat."""
-        check = RangeCheck(order, _begun(RangeChecked))
+        check = RangeCheck(_begun(RangeChecked) or RangeChecked(after=order.after), order.until, order.rate)
 
         async def work(interruption: Interruption) -> RangeChecked:
             async with self._examiner(order.subject, interruption) as examiner:
                 return await check.run(examiner)
 
-        return await interruptible(work, _beats(lambda: check.checked))
+        return await interruptible(work, lambda: (check.checked, Beat(done=check.checked.tally.rows)))
 
     @activity.defn(name="reconcile_keys")
     async def check_keys(self, order: KeysOrder) -> KeysChecked:
         """Check the keys that Redis has, and mend; another attempt goes on from the last heartbeat."""
-        check = KeysCheck(order, _begun(KeysChecked))
+        check = KeysCheck(_begun(KeysChecked) or KeysChecked(position=order.position), order.rate)
 
         async def work(interruption: Interruption) -> KeysChecked:
             async with self._examiner(order.subject, interruption) as examiner:
@@ -121,30 +121,30 @@ class ReconcileActivities:
         return await interruptible(work, lambda: (check.checked, Beat(done=0)))
 
     @activity.defn(name="reconcile_conclude")
-    async def conclude(self, told: Conclusion) -> None:
+    async def conclude(self, conclusion: Conclusion) -> None:
         """Show the result in the metrics; differences that nothing explains are an alarm."""
-        self._metrics.show(told)
-        found, left = told.tally.found, told.tally.left
-        if told.reasons and not told.repair:
+        self._metrics.show(conclusion)
+        found, left = conclusion.tally.found, conclusion.tally.left
+        if conclusion.reasons and not conclusion.repair:
             log.warning(
                 "reconcile_is_due",
-                pipeline=told.pipeline,
-                reasons=told.reasons,
+                pipeline=conclusion.pipeline,
+                reasons=conclusion.reasons,
                 found=found,
-                remedy=f"livevec reconcile {told.pipeline} --repair",
+                remedy=f"livevec reconcile {conclusion.pipeline} --repair",
             )
-        elif left or (found and not told.reasons):
+        elif left or (found and not conclusion.reasons):
             remedy = (
-                f"livevec reconcile {told.pipeline} --repair"
+                f"livevec reconcile {conclusion.pipeline} --repair"
                 if left
                 else "repaired; find out what wrote to Redis, or kept the change log from it, around the rows named"
             )
             log.error(
                 "index_differed_from_its_table",
-                pipeline=told.pipeline,
+                pipeline=conclusion.pipeline,
                 found=found,
                 left=left,
-                examples=told.tally.examples,
+                examples=conclusion.tally.examples,
                 remedy=remedy,
             )
 
@@ -153,20 +153,20 @@ class ReconcileActivities:
         resources = self._resources
         async with resources.projection(subject.pipeline, subject.version) as projection:
             durability = await resources.patience.call(
-                "redis", lambda: Durability.begin(projection.client, resources.config.redis)
+                "redis", Durability.begin, projection.client, resources.config.redis
             )
+            sides = Sides(projection, vectors=subject.vectors)
             lane = resources.lane(projection, activity.info().workflow_id or "")
-            yield Examiner(projection, subject, lane, resources.share, durability, interruption)
+            yield Examiner(
+                sides,
+                resources.share,
+                interruption,
+                whole=subject.vectors,
+                mender=Mender(sides, lane, durability) if subject.repair else None,
+                lag_s=subject.lag_s,
+            )
 
 
 def _begun(kind: type[C]) -> C | None:
     details = activity.info().heartbeat_details
     return kind.model_validate(details[0]) if details and details[0] is not None else None
-
-
-def _beats(checked: Callable[[], RangeChecked]) -> Callable[[], tuple[Any, ...]]:
-    def beat() -> tuple[Any, ...]:
-        now = checked()
-        return now, Beat(done=now.tally.rows)
-
-    return beat

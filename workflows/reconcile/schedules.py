@@ -1,4 +1,4 @@
-"""Reconciles that come again and again: Temporal Schedules, one for each pipeline.
+"""Temporal Schedules that start reconciles, one for each pipeline.
 
 The worker keeps those that daemon.toml asks for; one that a person made with `livevec reconcile --schedule` takes
 their place and is left alone.
@@ -49,7 +49,7 @@ class Scheduled:
     """A pipeline's schedule as Temporal has it.
 
     Attributes:
-        when: as it was asked for, and by what.
+        when: the interval or cron expression, and where it comes from.
         next_at: None: it is paused.
         runs: how often it started a reconcile.
         skipped: how often it did not, since the last one still ran.
@@ -70,7 +70,7 @@ def schedule_id(pipeline: str) -> str:
 
 
 def parsed(when: str, pipeline: str) -> ScheduleSpec:
-    """An interval (`90s`, `30m`, `6h`, `1d`), or a cron expression (`0 3 * * *`, `@daily`), in UTC.
+    """Parse an interval (`90s`, `30m`, `6h`, `1d`), or a cron expression (`0 3 * * *`, `@daily`), in UTC.
 
     Intervals are shifted by pipeline, so that not all of them begin at once.
 
@@ -130,7 +130,7 @@ async def put(client: Client, config: Config, pipeline: Pipeline, when: str, ord
 
 
 async def remove(client: Client, pipeline: str) -> bool:
-    """Remove a pipeline's schedule; answers whether there was one.
+    """Remove a pipeline's schedule; return whether there was one.
 
     Raises:
         WorkflowError: Temporal refuses.
@@ -144,8 +144,8 @@ async def remove(client: Client, pipeline: str) -> bool:
     return True
 
 
-async def found(client: Client, pipeline: str) -> Scheduled | None:
-    """A pipeline's schedule; None: it has none.
+async def scheduled(client: Client, pipeline: str) -> Scheduled | None:
+    """Return a pipeline's schedule; None: it has none.
 
     Raises:
         WorkflowError: Temporal refuses.

@@ -1,4 +1,4 @@
-"""Reconcile: compares a table with its index in both directions, tells what differs, and mends it.
+"""Reconcile: compares a table with its index in both directions, shows what differs, and mends it.
 
 Where a reconcile is due (Redis went back, records were lost, the table was changed past its log), documents mended
 one by one are not enough, and a full backfill goes first. Records of before that moment may still be on their way to
@@ -14,12 +14,14 @@ from datetime import timedelta
 
 from temporalio import workflow
 
+from daemon.verify.differences import Tally
+from daemon.verify.sides import Key
 from workflows.backfill.contract import Target
 from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult
 from workflows.control import Controlled
 from workflows.progress import Contract, Progress, left_s
 from workflows.reconcile.activities import ReconcileActivities
-from workflows.reconcile.contract import Conclusion, Key, KeysOrder, Plan, RangeOrder, Subject, Tally
+from workflows.reconcile.contract import Conclusion, KeysOrder, RangeOrder, ReconcilePlan, Subject
 
 PLANNING, BACKFILLING, CHECKING, ENDED = "planning", "backfilling", "checking", "ended"
 _TIMEOUT = timedelta(minutes=10)
@@ -66,7 +68,7 @@ class Reconciled(Contract):
 
 
 def workflow_id(subject: Subject) -> str:
-    """One reconcile of an index version at a time, but for scheduled ones."""
+    """Return its id: one reconcile of an index version at a time, but for scheduled ones."""
     return f"reconcile-{subject.pipeline}" + (f"-v{subject.version}" if subject.version is not None else "")
 
 
@@ -88,7 +90,7 @@ class Reconcile(Controlled):
 
     @workflow.run
     async def run(self, order: ReconcileOrder) -> Reconciled:
-        """See the module.
+        """Run the reconcile; see the module.
 
         Raises:
             ApplicationError: a person has to act first; the message says how.
@@ -114,8 +116,8 @@ class Reconcile(Controlled):
         self._tell(ENDED)
         return result
 
-    async def _backfill(self, plan: Plan) -> bool:
-        """Answers whether it dealt with the reasons, which it leaves where it could not read every row."""
+    async def _backfill(self, plan: ReconcilePlan) -> bool:
+        """Return whether it dealt with the reasons, which it leaves where it could not read every row."""
         await self.unpaused()
         self._tell(BACKFILLING, f"because of {', '.join(plan.reasons)}")
         target = Target(pipeline=self._subject.pipeline, version=plan.version)
@@ -127,11 +129,11 @@ class Reconcile(Controlled):
         )
         return done.swept is not None
 
-    async def _check(self, plan: Plan) -> None:
+    async def _check(self, plan: ReconcilePlan) -> None:
         self._checking_since_s = workflow.time()
         self._tell(CHECKING)
         work = [self._keys(), *(self._range(after, until) for after, until in _ranges(plan.bounds))]
-        tasks = [asyncio.create_task(one) for one in work]
+        tasks = [asyncio.create_task(part) for part in work]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -139,7 +141,7 @@ class Reconcile(Controlled):
                 task.cancel()
 
     async def _range(self, after: Key | None, until: Key | None) -> None:
-        """One key range, in as many activities as pauses and throttles make of it."""
+        """Check one key range, in as many activities as pauses and throttles make of it."""
         while True:
             async with self._places:
                 await self.unpaused()
@@ -155,7 +157,7 @@ class Reconcile(Controlled):
                 return
 
     async def _keys(self) -> None:
-        """All keys that Redis has; beside the ranges, since it is one long walk."""
+        """Check all keys that Redis has; beside the ranges, since it is one long walk."""
         position = None
         while True:
             await self.unpaused()
@@ -171,14 +173,14 @@ class Reconcile(Controlled):
                 return
 
     async def _conclude(self, result: Reconciled) -> None:
-        told = Conclusion(
+        conclusion = Conclusion(
             pipeline=result.pipeline,
             repair=result.repair,
             reasons=result.reasons,
             seconds=result.seconds,
             tally=result.tally,
         )
-        await self.step(ReconcileActivities.conclude, told, _TIMEOUT, "metrics and log")
+        await self.step(ReconcileActivities.conclude, conclusion, _TIMEOUT, "metrics and log")
 
     def _share(self) -> float | None:
         return None if self.rate is None else self.rate / self._parallel

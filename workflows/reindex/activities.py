@@ -1,8 +1,7 @@
 """The activities of a reindex that deal with the registry of index versions: plan, register, join, activate, drop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -14,31 +13,30 @@ from daemon.embedding.embedder import EmbeddingSpace
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConfigError, RetryLater
 from daemon.index import schema
-from daemon.index.connection import Client, connect, translated
+from daemon.index.connection import Client, translated
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, gaps_key
 from daemon.index.registry import IndexVersion, Versions, VersionTable
-from daemon.index.writer import IndexWriter
 from daemon.projection.build import check_columns, document_builder
 from daemon.settings import IndexSettings, Pipeline, PostgresSource
 from daemon.source.kafka.dead_letter_reader import read_partitions
 from daemon.source.postgres.reader import PostgresReader
-from daemon.verify.keyspace import Keyspace
-from daemon.verify.stored import StoredDocuments
-from workflows.interruption import Interruption, interruptible
+from daemon.verify.pace import Interruption
+from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.reindex.contract import (
     Activated,
     Activation,
     Dropped,
+    GapWatch,
     Joined,
     Left,
-    Look,
-    Plan,
     PlanOrder,
     Registering,
+    ReindexPlan,
     VersionOf,
-    Watch,
     Watched,
+    WritersLook,
 )
 from workflows.resources import Resources
 
@@ -48,21 +46,20 @@ _LOOKS = 2400
 """Looks of one activity where nothing changes: ten minutes of them."""
 _WATCH_S = 1.0
 _WATCHES = 3600
-_KEYS_PER_STEP = 1000
 _PAUSE_S = 0.002
 """Between two steps of removing keys, which others' commands wait for."""
 
 
 @dataclass(frozen=True)
 class _Registry:
-    """Of one pipeline."""
+    """The index versions of one pipeline, and the connection to them."""
 
     pipeline: Pipeline
     client: Client
     versions: Versions
 
     async def table(self) -> VersionTable:
-        """Raises RetryLater while Redis does not have it: the daemon puts back what Redis lost."""
+        """Read the registry; raise RetryLater while Redis has lost it: the daemon puts it back."""
         table = await self.versions.read()
         if table is None:
             raise RetryLater(
@@ -71,7 +68,7 @@ class _Registry:
         return table
 
     async def writable(self, number: int) -> VersionTable:
-        """Raises ConfigError where that version is not written to, and will not be."""
+        """Read the registry; raise ConfigError where that version is not written to, and will not be."""
         table = await self.table()
         name = self.pipeline.name
         if number in table.failed:
@@ -86,61 +83,62 @@ class _Registry:
         return table
 
     async def gaps(self) -> dict[str, str]:
-        """When each reason for a reconcile last came up."""
+        """Return when each reason for a reconcile last came up."""
         with translated():
-            found = await cast(Any, self.client).hgetall(gaps_key(self.pipeline.name))
-        return {reason.decode(): since.decode() for reason, since in found.items()}
+            gaps = await cast(Any, self.client).hgetall(gaps_key(self.pipeline.name))
+        return {reason.decode(): since.decode() for reason, since in gaps.items()}
 
 
 class ReindexActivities:
-    """Share the worker's resources."""
+    """What a reindex has done to the registry; all share the worker's resources."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self._call = resources.patience.call
 
     @activity.defn(name="reindex_plan")
-    async def plan(self, order: PlanOrder) -> Plan:
-        """Look whether the new version can be made, and what it is to be.
+    async def plan(self, order: PlanOrder) -> ReindexPlan:
+        """Find out whether the new version can be made, and what it is to be.
 
         Raises:
             ConfigError: the pipeline mirrors no table, a setting cannot be, or nothing would differ.
             StopProcess: the model is missing, or of another dimension.
         """
         config = self._resources.config
-        async with self._registry(order.pipeline) as registry:
-            table = await self._call("redis", registry.versions.known)
-            active = table.version()
-            wanted = checked(registry.pipeline, order.changes.applied(active))
-            wanted = replace(wanted, number=0, **await self._space(wanted, active, order))
-            differences = tuple(active.differences(wanted))
-            if not differences and not order.force:
-                raise ConfigError(
-                    f"index version {active.number} of {order.pipeline!r} is as it is asked for: nothing would differ; "
-                    "--force builds it anew all the same"
-                )
-            await self._check_table(wanted, registry.pipeline)
-            return Plan(
-                old=active,
-                wanted=wanted,
-                differences=differences,
-                leftovers=tuple(sorted(table.versions.keys() - {active.number})),
-                recall_min=config.reindex.recall_min,
-                grace_s=config.reindex.grace_s,
-                last_readers_s=config.reindex.last_readers_s,
+        registry = self._registry(order.pipeline)
+        table = await self._call("redis", registry.versions.known)
+        active = table.version()
+        wanted = checked(registry.pipeline, order.changes.applied(active))
+        wanted = replace(wanted, number=0, **await self._space(wanted, active, order))
+        differences = tuple(active.differences(wanted))
+        if not differences and not order.force:
+            raise ConfigError(
+                f"index version {active.number} of {order.pipeline!r} is as it is asked for: nothing would differ; "
+                "--force builds it anew all the same"
             )
+        await self._check_table(wanted, registry.pipeline)
+        return ReindexPlan(
+            old=active,
+            wanted=wanted,
+            differences=differences,
+            leftovers=tuple(sorted(table.versions.keys() - {active.number})),
+            recall_min=config.reindex.recall_min,
+            grace_s=config.reindex.grace_s,
+            last_readers_s=config.reindex.last_readers_s,
+        )
 
     @activity.defn(name="reindex_register")
     async def register(self, order: Registering) -> IndexVersion:
         """Put the version into the registry; another attempt finds it there."""
-        async with self._registry(order.pipeline) as registry:
-            table = await self._call("redis", registry.table)
-            for version in table.written:
-                if version.number != table.active and not version.differences(order.wanted):
-                    return version
-            return await self._call("redis", lambda: registry.versions.register(order.wanted))
+        registry = self._registry(order.pipeline)
+        table = await self._call("redis", registry.table)
+        for version in table.written:
+            if version.number != table.active and not version.differences(order.wanted):
+                return version
+        return await self._call("redis", registry.versions.register, order.wanted)
 
     @activity.defn(name="reindex_join")
-    async def join(self, look: Look) -> Joined:
+    async def join(self, look: WritersLook) -> Joined:
         """Look until the changes of every partition are written to the version, or until the missing ones change.
 
         Raises:
@@ -154,13 +152,13 @@ class ReindexActivities:
             # Read before the barrier of the backfill begins: what the log lacked before does not matter.
             gaps = await registry.gaps()
             writers = await registry.versions.writers(look.number)
-            missing = [one for one in range(partitions) if (topic, one) not in writers]
-            return Joined(missing=tuple(f"{topic}/{one}" for one in missing), gaps=gaps)
+            missing = [number for number in range(partitions) if (topic, number) not in writers]
+            return Joined(missing=tuple(f"{topic}/{number}" for number in missing), gaps=gaps)
 
-        return await self._looked(look, once, lambda found: found.missing)
+        return await self._looked(look, once, lambda joined: joined.missing)
 
     @activity.defn(name="reindex_leave")
-    async def leave(self, look: Look) -> Left:
+    async def leave(self, look: WritersLook) -> Left:
         """Retire the version, and look until no daemon writes to it, or until those that do change.
 
         Raises:
@@ -175,13 +173,13 @@ class ReindexActivities:
             if look.number in table.versions and look.number not in table.retired:
                 await registry.versions.retire(look.number)
             writers = await registry.versions.writers(look.number)
-            writing = sorted(one for name, one in writers if name == topic and one < partitions)
-            return Left(writing=tuple(f"{topic}/{one}" for one in writing))
+            writing = sorted(number for name, number in writers if name == topic and number < partitions)
+            return Left(writing=tuple(f"{topic}/{number}" for number in writing))
 
-        return await self._looked(look, once, lambda found: found.writing)
+        return await self._looked(look, once, lambda left: left.writing)
 
     @activity.defn(name="reindex_watch")
-    async def watch(self, watch: Watch) -> Watched:
+    async def watch(self, watch: GapWatch) -> Watched:
         """Return when the version is not known to be whole any more, or after an hour.
 
         Raises:
@@ -189,13 +187,13 @@ class ReindexActivities:
         """
 
         async def work(interruption: Interruption) -> Watched:
-            async with self._registry(watch.pipeline) as registry:
-                for _ in range(_WATCHES):
-                    await self._call("redis", lambda: registry.writable(watch.number))
-                    if gap := _gap(watch.gaps, await self._call("redis", registry.gaps)):
-                        return Watched(gap=gap)
-                    if await interruption.wait(_WATCH_S):
-                        break
+            registry = self._registry(watch.pipeline)
+            for _ in range(_WATCHES):
+                await self._call("redis", registry.writable, watch.number)
+                if gap := _gap(watch.gaps, await self._call("redis", registry.gaps)):
+                    return Watched(gap=gap)
+                if await interruption.wait(_WATCH_S):
+                    break
             return Watched()
 
         return await interruptible(work, lambda: ())
@@ -207,23 +205,21 @@ class ReindexActivities:
         Raises:
             ConfigError: it is not written to any more, or readers see another version than was thought.
         """
-        async with self._registry(order.pipeline) as registry:
-            table = await self._call("redis", lambda: registry.writable(order.number))
-            if table.active not in (order.number, order.instead_of):
-                raise ConfigError(
-                    f"readers of {order.pipeline!r} see index version {table.active}, not {order.instead_of}: Redis "
-                    "went back, or somebody else gave them another; look at `livevec reindex status`"
-                )
-            gaps = await self._call("redis", registry.gaps)
-            if gap := _gap(order.gaps, gaps):
-                return Activated(gap=gap, gaps=gaps)
-            version = table.versions[order.number]
-            layout = await self._call(
-                "redis", lambda: schema.ensure(registry.client, order.pipeline, version)
+        registry = self._registry(order.pipeline)
+        table = await self._call("redis", registry.writable, order.number)
+        if table.active not in (order.number, order.instead_of):
+            raise ConfigError(
+                f"readers of {order.pipeline!r} see index version {table.active}, not {order.instead_of}: Redis "
+                "went back, or somebody else gave them another; look at `livevec reindex status`"
             )
-            await self._call("redis", lambda: registry.versions.activate(order.number))
-            await self._call("redis", lambda: schema.point_alias(registry.client, layout))
-            return Activated(gaps=gaps)
+        gaps = await self._call("redis", registry.gaps)
+        if gap := _gap(order.gaps, gaps):
+            return Activated(gap=gap, gaps=gaps)
+        version = table.versions[order.number]
+        layout = await self._call("redis", schema.ensure, registry.client, order.pipeline, version)
+        await self._call("redis", registry.versions.activate, order.number)
+        await self._call("redis", schema.point_alias, registry.client, layout)
+        return Activated(gaps=gaps)
 
     @activity.defn(name="reindex_drop")
     async def drop(self, version: VersionOf) -> Dropped:
@@ -237,42 +233,36 @@ class ReindexActivities:
         async def work(_: Interruption) -> Dropped:
             nonlocal removed
             await self._resources.forget(version.pipeline, version.number)
-            async with self._registry(version.pipeline) as registry:
-                table = await self._call("redis", registry.table)
-                _refuse_active(table, version.pipeline, version.number)
-                layout = Layout(version.pipeline, version.number)
-                await self._call("redis", lambda: schema.drop(registry.client, layout))
-                while count := await self._remove_keys(registry.client, layout):
-                    removed += count
-                await self._call("redis", lambda: registry.versions.forget(version.number))
+            registry = self._registry(version.pipeline)
+            table = await self._call("redis", registry.table)
+            _refuse_active(table, version.pipeline, version.number)
+            layout = Layout(version.pipeline, version.number)
+            await self._call("redis", schema.drop, registry.client, layout)
+            while count := await self._remove_keys(registry.client, layout):
+                removed += count
+            await self._call("redis", registry.versions.forget, version.number)
             return Dropped(keys=removed)
 
         return await interruptible(work, lambda: (None, Beat(done=removed)))
 
     async def _remove_keys(self, client: Client, layout: Layout) -> int:
-        """One walk through all keys; what was written meanwhile is for the next."""
+        """Walk once through all keys, and remove them; what was written meanwhile is for the next walk."""
         keyspace = Keyspace(client, layout)
-        writer = IndexWriter(client, layout, self._resources.config.redis.pipeline_commands_max)
-        stored = StoredDocuments(client, writer)
-        position = await self._call("redis", keyspace.beginning)
         removed = 0
-        while not position.done:
-            at = position
-            step = await self._call("redis", lambda at=at: keyspace.step(at, _KEYS_PER_STEP))  # type: ignore[misc]
-            position = step.position
+        async for step in keyspace.steps(self._resources.patience):
             if step.keys:
-                await self._call("redis", lambda keys=step.keys: stored.remove(keys))  # type: ignore[misc]
+                await self._call("redis", keyspace.remove, step.keys)
                 removed += len(step.keys)
                 await asyncio.sleep(_PAUSE_S)
         return removed
 
     async def _space(self, wanted: IndexVersion, active: IndexVersion, order: PlanOrder) -> dict[str, Any]:
-        """Fingerprint and dimension, as the embedder tells them."""
+        """Return fingerprint and dimension, as the embedder says."""
         config = self._resources.config
         unknown = wanted.model != active.model and order.changes.dimension is None
         embedder = make_embedder(wanted.embedding(config.embedding), any_dimension=unknown)
         try:
-            space: EmbeddingSpace = await self._call("embedder", embedder.start)
+            space: EmbeddingSpace = await self._call(f"embedder {wanted.model}", embedder.start)
         finally:
             await embedder.close()
         if wanted.model == active.model and wanted.dimension == active.dimension:
@@ -285,7 +275,7 @@ class ReindexActivities:
         assert isinstance(source, PostgresSource)
         reader = PostgresReader(source)
         try:
-            table = await self._call("source", lambda: reader.schema(pipeline.table))
+            table = await self._call(reader.part, reader.schema, pipeline.table)
         finally:
             await reader.close()
         settings = wanted.pipeline(pipeline)
@@ -293,54 +283,44 @@ class ReindexActivities:
         check_columns(settings, table, builder.columns)
 
     async def _partitions(self, topic: str) -> int:
-        found = await self._call("kafka", lambda: asyncio.to_thread(read_partitions, self._kafka, topic))
-        if not found:
+        count = await self._call(
+            "kafka", asyncio.to_thread, read_partitions, self._resources.config.kafka, topic
+        )
+        if not count:
             raise ConfigError(f"the topic {topic} does not exist; `livevec connector apply` makes it")
-        return found
+        return count
 
     async def _looked(
         self,
-        look: Look,
+        look: WritersLook,
         once: Callable[[_Registry], Awaitable[T]],
         waiting_for: Callable[[T], tuple[str, ...]],
     ) -> T:
-        """What a look finds, once nothing is waited for any more, or something else than was told last."""
+        """Return what a look shows, once nothing is waited for any more, or something else than was seen last."""
 
         async def work(interruption: Interruption) -> T:
-            async with self._registry(look.pipeline) as registry:
-                looks = 0
-                while True:
-                    found = await self._call("redis", lambda: once(registry))
-                    waiting = waiting_for(found)
-                    looks += 1
-                    if not waiting or waiting != look.seen or looks >= _LOOKS:
-                        return found
-                    if await interruption.wait(_LOOK_S):
-                        return found
+            registry = self._registry(look.pipeline)
+            looks = 0
+            while True:
+                result = await self._call("redis", once, registry)
+                waiting = waiting_for(result)
+                looks += 1
+                if not waiting or waiting != look.seen or looks >= _LOOKS:
+                    return result
+                if await interruption.wait(_LOOK_S):
+                    return result
 
         return await interruptible(work, lambda: ())
 
-    @property
-    def _kafka(self) -> Any:
-        return self._resources.config.kafka
-
-    async def _call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        return await self._resources.patience.call(part, work)
-
-    @asynccontextmanager
-    async def _registry(self, name: str) -> AsyncIterator[_Registry]:
-        config = self._resources.config
+    def _registry(self, name: str) -> _Registry:
+        config, client = self._resources.config, self._resources.redis
         pipeline = config.pipeline(name)
         if not isinstance(config.source(pipeline.source), PostgresSource):
             raise ConfigError(
                 f"pipeline {name!r} mirrors a topic of events, and no table from which another index could be filled; "
                 "give a new pipeline of the same topic the new settings, and let readers search that one"
             )
-        client = connect(config.redis)
-        try:
-            yield _Registry(pipeline, client, Versions(client, name))
-        finally:
-            await client.aclose()
+        return _Registry(pipeline, client, Versions(client, name))
 
 
 def _refuse_active(table: VersionTable, pipeline: str, number: int) -> None:
@@ -352,17 +332,17 @@ def _refuse_active(table: VersionTable, pipeline: str, number: int) -> None:
 
 
 def _gap(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
-    """What the log lacked since, in words; empty: nothing."""
+    """Return what the log lacked since, in words; empty: nothing."""
     if before is None:
         return ""
     return ", ".join(sorted(reason for reason, since in now.items() if before.get(reason) != since))
 
 
 def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
-    """The same, once each setting was looked at as if it were in daemon.toml.
+    """Return the same, once each setting was checked as if it were in daemon.toml.
 
     Raises:
-        ConfigError: one cannot be; says which.
+        ConfigError: a setting is not allowed; says which.
     """
     try:
         IndexSettings.model_validate(
@@ -370,7 +350,10 @@ def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
         )
         wanted.pipeline(pipeline)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors()]
+        problems = [
+            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
         raise ConfigError("; ".join(problems)) from None
     if wanted.dimension < 1:
         raise ConfigError(f"dimension: {wanted.dimension} is no length of a vector")

@@ -26,7 +26,7 @@ class Changes(Contract):
     metadata: tuple[tuple[str, str, str], ...] | None = None
 
     def applied(self, active: IndexVersion) -> IndexVersion:
-        """The settings that are wanted; of another model the fingerprint is not known yet, and may be empty."""
+        """Return the settings that are wanted; of another model the fingerprint is not known yet, and may be empty."""
         given = self.model_dump(exclude_none=True)
         if self.chunking is not None:
             given["chunking"] = self.chunking
@@ -44,8 +44,8 @@ class PlanOrder(Contract):
     force: bool = False
 
 
-class Plan(Contract):
-    """What a reindex holds on to from its start to its end.
+class ReindexPlan(Contract):
+    """What a reindex keeps from its start to its end.
 
     Attributes:
         old: the version that readers see.
@@ -74,13 +74,13 @@ class VersionOf(Contract):
 
 
 class Registering(Contract):
-    """`wanted`: see Plan."""
+    """`wanted`: see ReindexPlan."""
 
     pipeline: str
     wanted: IndexVersion
 
 
-class Look(Contract):
+class WritersLook(Contract):
     """Look until something is another than what was `seen` last, or for ten minutes."""
 
     pipeline: str
@@ -104,7 +104,7 @@ class Left(Contract):
     writing: tuple[str, ...]
 
 
-class Watch(Contract):
+class GapWatch(Contract):
     """`gaps`: as they were when its backfill began; None: they do not matter."""
 
     pipeline: str
@@ -119,7 +119,7 @@ class Watched(Contract):
 
 
 class Activation(Contract):
-    """`gaps`: see Watch. `instead_of`: what readers see until now."""
+    """`gaps`: see GapWatch. `instead_of`: what readers see until now."""
 
     pipeline: str
     number: int
@@ -211,13 +211,15 @@ class Gate(Contract):
     @property
     def failures(self) -> tuple[str, ...]:
         """Why it does not pass; empty: it does."""
-        found = [f"{count:,} documents {name.replace('_', ' ')}" for name, count in self.differences.items()]
+        failures = [
+            f"{count:,} documents {name.replace('_', ' ')}" for name, count in self.differences.items()
+        ]
         if self.behind:
-            found.append(f"{self.behind:,} documents lack a change that the old index has")
+            failures.append(f"{self.behind:,} documents lack a change that the old index has")
         recall = self.quality.recall
         if recall is not None and recall < self.recall_min:
-            found.append(f"recall@{NEIGHBOURS} is {recall:.3f}, and must be {self.recall_min:g}")
-        return tuple(found)
+            failures.append(f"recall@{NEIGHBOURS} is {recall:.3f}, and must be {self.recall_min:g}")
+        return tuple(failures)
 
     @property
     def passed(self) -> bool:
@@ -310,5 +312,5 @@ class Reindexed(Contract):
 
 
 def workflow_id(pipeline: str) -> str:
-    """One reindex of a pipeline at a time."""
+    """Return its id: one reindex of a pipeline at a time."""
     return f"reindex-{pipeline}"

@@ -109,12 +109,12 @@ class ReindexControl(Controlled):
 
     async def _check_old(self, number: int) -> None:
         version = VersionOf(pipeline=self.reached.pipeline, number=number)
-        found = await self.step(
+        parity = await self.step(
             ReindexGateActivities.short_parity, version, TIMEOUT, "some rows against the old version"
         )
-        if found.differing:
+        if parity.differing:
             raise ApplicationError(
-                f"of {found.rows:,} rows that were looked at, the old version differs: {found.differing}; {_FORCE}"
+                f"of {parity.rows:,} rows that were looked at, the old version differs: {parity.differing}; {_FORCE}"
             )
 
     @workflow.update(description="End the grace period now: the old version is removed.")

@@ -2,28 +2,28 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from temporalio import activity
 
 from daemon.core.plan import Stored
 from daemon.core.version import LogVersion, replaces
+from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, document_id
 from daemon.index.writer import IndexWriter
 from daemon.projection.build import Projection
-from daemon.verify.comparison import Comparison
-from daemon.verify.keyspace import Keyspace
-from daemon.verify.looks import Pace, SecondLooks
-from daemon.verify.session import subject_of
-from workflows.interruption import Interruption, interruptible
+from daemon.verify.comparison import RowComparison
+from daemon.verify.looks import LookPace, SecondLooks
+from daemon.verify.pace import Interruption
+from daemon.verify.sides import Sides
+from workflows.interruption import interruptible
 from workflows.progress import Beat
 from workflows.reindex.contract import Behind, Pair, Quality, ShortParity, VersionOf
 from workflows.reindex.quality import QualityCheck
 from workflows.resources import Resources
 
 T = TypeVar("T")
-_KEYS_PER_STEP = 1000
 _LOOK_AGAIN_S = 0.5
 _LAG_S = 30.0
 """How long a change may be on its way to one version when the other has it."""
@@ -32,10 +32,11 @@ _ROWS_LOOKED_AT = 1000
 
 
 class ReindexGateActivities:
-    """Share the worker's resources."""
+    """What a reindex has measured; all share the worker's resources."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self._call = resources.patience.call
 
     @activity.defn(name="reindex_behind")
     async def behind(self, pair: Pair) -> Behind:
@@ -48,19 +49,14 @@ class ReindexGateActivities:
                 compared = _Compared(projection, pair, self._resources.config.redis.pipeline_commands_max)
                 keyspace = Keyspace(projection.client, compared.old.layout)
                 suspects: set[str] = set()
-                position = await self._call("redis", keyspace.beginning)
-                while not position.done:
-                    at = position
-                    step = await self._call("redis", lambda at=at: keyspace.step(at, _KEYS_PER_STEP))  # type: ignore[misc]
-                    position = step.position
+                async for step in keyspace.steps(self._resources.patience):
                     ids = compared.ids(step.keys)
-                    suspects |= await self._call("redis", lambda ids=ids: compared.behind(ids))  # type: ignore[misc]
+                    suspects |= await self._call("redis", compared.behind, ids)
                     seen += len(ids)
                 looks = int(_LAG_S / _LOOK_AGAIN_S)
                 while suspects and looks:
                     await asyncio.sleep(_LOOK_AGAIN_S)
-                    ids = sorted(suspects)
-                    suspects = await self._call("redis", lambda ids=ids: compared.behind(ids))  # type: ignore[misc]
+                    suspects = await self._call("redis", compared.behind, sorted(suspects))
                     looks -= 1
                 return Behind(
                     documents=seen, behind=len(suspects), examples=tuple(sorted(suspects)[:_EXAMPLES])
@@ -89,18 +85,15 @@ class ReindexGateActivities:
         async def work(_: Interruption) -> ShortParity:
             async with self._resources.projection(version.pipeline, version.number, fresh=True) as projection:
                 reader, table = projection.reader, projection.table
-                bounds = await self._call("source", lambda: reader.key_ranges(table, _ROWS_LOOKED_AT + 1))
+                bounds = await self._call(reader.part, reader.key_ranges, table, _ROWS_LOOKED_AT + 1)
                 ids = {document_id(key) for key in bounds}
-                looks = SecondLooks(Comparison(subject_of(projection, vectors=False)), Pace(_LAG_S))
-                told = await looks.settle(ids, {})
-                assert told is not None, "nothing stops it"
-                kinds = Counter(kind.value for shown in told.values() for kind in shown)
+                looks = SecondLooks(RowComparison(Sides(projection, vectors=False)), LookPace(_LAG_S))
+                differing = await looks.settle(ids, {})
+                assert differing is not None, "nothing stops it"
+                kinds = Counter(kind.value for shown in differing.values() for kind in shown)
                 return ShortParity(rows=len(ids), differing=dict(kinds))
 
         return await interruptible(work, lambda: ())
-
-    async def _call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        return await self._resources.patience.call(part, work)
 
 
 class _Compared:
@@ -111,19 +104,21 @@ class _Compared:
         self._new = projection.writer
 
     def ids(self, keys: Sequence[str]) -> list[str]:
-        """Of the keys of the old version, the documents that there is bookkeeping of."""
+        """Return the documents whose bookkeeping is among these keys of the old version."""
         layout = self.old.layout
         return [layout.identifier(key) for key in keys if key.startswith(layout.bookkeeping_prefix)]
 
     async def behind(self, ids: Sequence[str]) -> set[str]:
-        """Those of which the new version lacks the last change that the old one has from the log."""
+        """Return those of which the new version lacks the last change."""
         old, new = await self.old.lookup(ids), await self._new.lookup(ids)
         return {one for one, before, after in zip(ids, old, new, strict=True) if is_behind(before, after)}
 
 
 def is_behind(old: Stored | None, new: Stored | None) -> bool:
-    """Rows that each version's daemon has read by itself have snapshots of their own, which tell nothing here; a
-    document that one version lacks is told by the comparison with the table.
+    """Return whether the new version lacks the last change that the old one has from the log.
+
+    Rows that each version's daemon has read by itself have snapshots of their own, which say nothing here; a document
+    that one version lacks is found by the comparison with the table.
     """
     if old is None or new is None or not isinstance(old.version, LogVersion):
         return False

@@ -1,6 +1,6 @@
 """How well a new index version answers: its recall against exact search, and its answers beside the old one's."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,17 +11,15 @@ from daemon.core.exact import Floats, NearestOf, distances
 from daemon.core.vectors import decode
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
-from daemon.index.connection import translated
 from daemon.index.layout import Layout, document_id
 from daemon.index.reader import Hit, knn
 from daemon.index.registry import IndexVersion
 from daemon.projection.build import Projection
-from daemon.verify.keyspace import Keyspace
+from daemon.verify.stored import StoredDocuments
 from workflows.reindex.contract import NEIGHBOURS, Answers, Quality
 from workflows.resources import Resources
 
 T = TypeVar("T")
-_KEYS_PER_STEP = 1000
 _VECTORS_PER_READ = 200
 _TEXTS_PER_REQUEST = 16
 _ANSWERS_SHOWN = 5
@@ -38,7 +36,7 @@ class _Queries:
 
 
 class QualityCheck:
-    """Of the new version, which `projection` leads to, and an old one.
+    """Measures the new version, which `projection` leads to, beside an old one.
 
     Attributes:
         vectors: that were compared so far.
@@ -47,10 +45,12 @@ class QualityCheck:
     def __init__(self, resources: Resources, projection: Projection, old: IndexVersion) -> None:
         self.vectors = 0
         self._resources = resources
+        self._call = resources.patience.call
         self._projection = projection
         self._old = old
         self._version = projection.version
-        self._layout = Layout(projection.pipeline.name, projection.version.number)
+        self._layout = projection.writer.layout
+        self._stored = StoredDocuments(projection.client, projection.writer)
 
     async def run(self) -> Quality:
         """Measure.
@@ -61,15 +61,15 @@ class QualityCheck:
         queries = await self._sampled()
         if not queries.names:
             return Quality()
-        new = await self._embedded(self._projection.embedder, queries.texts)
+        new = await self._embedded(self._projection.embedder, self._version.model, queries.texts)
         nearest, left_out = await self._nearest(new)
-        hits = asked = 0
+        hits = nearest_count = 0
         for number in range(len(queries.names)):
-            found, wanted = await self._recalled(new[number], nearest.names(number), left_out)
-            hits, asked = hits + found, asked + wanted
+            recalled, expected = await self._recalled(new[number], nearest.names(number), left_out)
+            hits, nearest_count = hits + recalled, nearest_count + expected
         answers = [answers async for answers in self._answers(queries, new)]
         return Quality(
-            recall=round(hits / asked, 4) if asked else None,
+            recall=round(hits / nearest_count, 4) if nearest_count else None,
             queries=len(queries.names),
             vectors=nearest.vectors,
             left_out=left_out,
@@ -78,51 +78,46 @@ class QualityCheck:
         )
 
     async def _sampled(self) -> _Queries:
-        """Rows from all over the table, by the texts of their first chunks."""
+        """Choose rows from all over the table; read the texts of their first chunks."""
         projection, count = self._projection, self._resources.config.reindex.queries
-        bounds = await self._call("source", lambda: projection.reader.key_ranges(projection.table, count + 1))
+        bounds = await self._call(
+            projection.reader.part, projection.reader.key_ranges, projection.table, count + 1
+        )
         names = [document_id(key) for key in bounds]
-        keys = [f"{self._layout.keys(name)[2]}:0" for name in names]
-        texts = await self._read(keys, "text")
-        found = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
-        return _Queries(tuple(name for name, _ in found), tuple(text for _, text in found))
+        keys = [self._layout.chunk_key(name, 0) for name in names]
+        texts = await self._call("redis", self._stored.values, keys, "text")
+        sampled = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
+        return _Queries(tuple(name for name, _ in sampled), tuple(text for _, text in sampled))
 
-    async def _embedded(self, embedder: Embedder, texts: Sequence[str]) -> Floats:
-        parts = []
+    async def _embedded(self, embedder: Embedder, model: str, texts: Sequence[str]) -> Floats:
+        parts, name = [], f"embedder {model}"
         for start in range(0, len(texts), _TEXTS_PER_REQUEST):
             part = texts[start : start + _TEXTS_PER_REQUEST]
             async with self._resources.share.place(self._projection.client):
-                parts.append(
-                    await self._call("embedder", lambda part=part: embedder.embed(part, prompt="query"))  # type: ignore[misc]
-                )
+                parts.append(await self._call(name, embedder.embed, part, prompt="query"))
         return np.concatenate(parts)
 
     async def _nearest(self, queries: Floats) -> tuple[NearestOf, bool]:
-        """Of all vectors in the index, or of as many as are allowed: then True beside it."""
+        """Find the nearest of all vectors in the index, or of as many as are allowed: then with True beside it."""
         # Twice as many as are compared: some will have changed by then.
         nearest = NearestOf(queries, self._version.metric, 2 * NEIGHBOURS)
-        keyspace = Keyspace(self._projection.client, self._layout)
-        position = await self._call("redis", keyspace.beginning)
-        while not position.done:
+        async for step in self._stored.keyspace.steps(self._resources.patience):
             if nearest.vectors >= self._resources.config.reindex.exact_vectors_max:
                 return nearest, True
-            at = position
-            step = await self._call("redis", lambda at=at: keyspace.step(at, _KEYS_PER_STEP))  # type: ignore[misc]
-            position = step.position
             if step.restarted:
                 nearest = NearestOf(queries, self._version.metric, 2 * NEIGHBOURS)
             keys = [key for key in step.keys if key.startswith(self._layout.documents_prefix)]
             for start in range(0, len(keys), _VECTORS_PER_READ):
-                found = await self._vectors(keys[start : start + _VECTORS_PER_READ])
-                if found:
-                    nearest.add(list(found), np.stack(list(found.values())))
+                vectors = await self._vectors(keys[start : start + _VECTORS_PER_READ])
+                if vectors:
+                    nearest.add(list(vectors), np.stack(list(vectors.values())))
             self.vectors = nearest.vectors
         return nearest, False
 
     async def _recalled(self, query: Floats, exact: list[str], left_out: bool) -> tuple[int, int]:
-        """How many of the nearest the index answers, and of how many; by the vectors as they are now."""
+        """Return how many of the nearest the index answers, and of how many; by the vectors as they are now."""
         hits = await self._knn(self._version, query, by_chunk=True)
-        answered = [f"{self._layout.keys(hit.id)[2]}:{hit.chunk}" for hit in hits]
+        answered = [self._layout.chunk_key(hit.id, hit.chunk) for hit in hits]
         if left_out:
             # What exact search did not see cannot be judged.
             answered = [key for key in answered if key in exact]
@@ -139,7 +134,7 @@ class QualityCheck:
 
     async def _answers(self, queries: _Queries, new: Floats) -> AsyncIterator[Answers]:
         async with self._old_embedder() as embedder:
-            old = new if embedder is None else await self._embedded(embedder, queries.texts)
+            old = new if embedder is None else await self._embedded(embedder, self._old.model, queries.texts)
         for number, name in enumerate(queries.names):
             before = await self._knn(self._old, old[number])
             after = await self._knn(self._version, new[number])
@@ -147,8 +142,8 @@ class QualityCheck:
             most = max(len(before), len(after))
             yield Answers(
                 query=name,
-                old=_told(before),
-                new=_told(after),
+                old=_pairs(before),
+                new=_pairs(after),
                 overlap=round(len(both) / most, 4) if most else 1.0,
             )
 
@@ -156,58 +151,43 @@ class QualityCheck:
         index = Layout(self._layout.pipeline, version.number).index
         return await self._call(
             "redis",
-            lambda: knn(
-                self._projection.client,
-                index,
-                query,
-                NEIGHBOURS,
-                type=version.type,
-                ef_runtime=self._projection.pipeline.index.ef_runtime,
-                by_chunk=by_chunk,
-            ),
+            knn,
+            self._projection.client,
+            index,
+            query,
+            NEIGHBOURS,
+            type=version.type,
+            ef_runtime=self._projection.pipeline.index.ef_runtime,
+            by_chunk=by_chunk,
         )
 
     @asynccontextmanager
     async def _old_embedder(self) -> AsyncIterator[Embedder | None]:
-        """None: both versions have the same model."""
+        """Give the old version's embedder; None: both versions have the same model."""
         old = self._old
         if (old.model, old.dimension) == (self._version.model, self._version.dimension):
             yield None
             return
         embedder = make_embedder(old.embedding(self._resources.config.embedding))
         try:
-            await self._call("embedder", embedder.start)
+            await self._call(f"embedder {old.model}", embedder.start)
             yield embedder
         finally:
             await embedder.close()
 
     async def _vectors(self, keys: Sequence[str]) -> dict[str, Floats]:
-        """float32 [dimension] of each hash that has a vector as the index takes it."""
+        """Read float32 [dimension] of each hash that has a vector as the index takes it."""
         size_bytes = self._version.dimension * (4 if self._version.type == "FLOAT32" else 2)
-        found = await self._read(keys, "embedding")
+        stored = await self._call("redis", self._stored.values, keys, "embedding")
         whole = {
             key: vector
-            for key, vector in zip(keys, found, strict=True)
+            for key, vector in zip(keys, stored, strict=True)
             if vector is not None and len(vector) == size_bytes
         }
         if not whole:
             return {}
         return dict(zip(whole, decode(list(whole.values()), self._version.type), strict=True))
 
-    async def _read(self, keys: Sequence[str], field: str) -> list[bytes | None]:
-        async def read() -> list[bytes | None]:
-            pipe = self._projection.client.pipeline(transaction=False)
-            for key in keys:
-                pipe.execute_command("HGET", key, field)
-            with translated():
-                found: list[bytes | None] = await pipe.execute()
-            return found
 
-        return await self._call("redis", read) if keys else []
-
-    async def _call(self, part: str, work: Callable[[], Awaitable[T]]) -> T:
-        return await self._resources.patience.call(part, work)
-
-
-def _told(hits: Sequence[Hit]) -> tuple[tuple[str, float], ...]:
+def _pairs(hits: Sequence[Hit]) -> tuple[tuple[str, float], ...]:
     return tuple((hit.id, round(hit.distance, 6)) for hit in hits)

@@ -33,16 +33,16 @@ from workflows.reindex.contract import (
     TIMEOUT,
     TIMEOUT_LONG,
     Activation,
+    GapWatch,
     Gate,
-    Look,
     Pair,
-    Plan,
     PlanOrder,
     Registering,
     Reindexed,
     ReindexOrder,
+    ReindexPlan,
     VersionOf,
-    Watch,
+    WritersLook,
     workflow_id,
 )
 from workflows.reindex.control import ReindexControl
@@ -68,14 +68,14 @@ class Reindex(ReindexControl):
 
     @workflow.run
     async def run(self, order: ReindexOrder) -> Reindexed:
-        """See the module.
+        """Run the reindex; see the module.
 
         Raises:
             ApplicationError: a person has to act first; the message says how.
         """
         self.tell(PLANNING)
-        asked = PlanOrder(pipeline=order.pipeline, changes=order.changes, force=order.force)
-        plan = await self.step(ReindexActivities.plan, asked, TIMEOUT, "look whether it can be made")
+        plan_order = PlanOrder(pipeline=order.pipeline, changes=order.changes, force=order.force)
+        plan = await self.step(ReindexActivities.plan, plan_order, TIMEOUT, "look whether it can be made")
         self.reach(old=plan.old)
         try:
             swapped = await self._unless_rejected(self._brought_in(plan))
@@ -93,10 +93,10 @@ class Reindex(ReindexControl):
             raise asyncio.CancelledError
         return self._result(plan, swapped)
 
-    def _replaced(self, plan: Plan) -> int:
+    def _replaced(self, plan: ReindexPlan) -> int:
         return self.new_number if self.reached.rolled_back else plan.old.number
 
-    def _result(self, plan: Plan, swapped: bool) -> Reindexed:
+    def _result(self, plan: ReindexPlan, swapped: bool) -> Reindexed:
         done = self._backfilled
         outcome = "activated" if swapped else "rejected"
         return Reindexed(
@@ -113,7 +113,7 @@ class Reindex(ReindexControl):
     # ---- before the swap
 
     async def _unless_rejected(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """Whether the work came to its end; else it was rejected."""
+        """Return whether the work came to its end; else it was rejected."""
         task = asyncio.create_task(work)
         try:
             await workflow.wait_condition(lambda: task.done() or self.rejected)
@@ -128,8 +128,8 @@ class Reindex(ReindexControl):
                 return False
             raise
 
-    async def _brought_in(self, plan: Plan) -> bool:
-        """Returns when readers see the new version."""
+    async def _brought_in(self, plan: ReindexPlan) -> bool:
+        """Bring the new version in; return when readers see it."""
         for number in plan.leftovers:
             await self._remove(number, f"version {number} is left from an earlier reindex")
         wanted = Registering(pipeline=self._pipeline, wanted=plan.wanted)
@@ -156,19 +156,19 @@ class Reindex(ReindexControl):
             await self.unpaused()
             self.reach(waiting_for=missing)
             self.tell(JOINING, _waiting(missing, "changes are not written to the new version yet"))
-            look = Look(pipeline=self._pipeline, number=self.new_number, seen=missing)
-            found = await self.slice(
+            look = WritersLook(pipeline=self._pipeline, number=self.new_number, seen=missing)
+            joined = await self.slice(
                 ReindexActivities.join, look, TIMEOUT_LONG, "partitions that have no writer"
             )
             if self.cancelled:
                 raise asyncio.CancelledError
-            if found is not None:
-                missing, self.gaps = found.missing, found.gaps
+            if joined is not None:
+                missing, self.gaps = joined.missing, joined.gaps
                 if not missing:
                     self.reach(waiting_for=())
                     return
 
-    async def _filled(self, plan: Plan) -> Gate:
+    async def _filled(self, plan: ReindexPlan) -> Gate:
         await self._backfill()
         return await self._measured(plan)
 
@@ -185,7 +185,7 @@ class Reindex(ReindexControl):
                 f"the new version could not be filled from every row: {done.note}", non_retryable=True
             )
 
-    async def _measured(self, plan: Plan) -> Gate:
+    async def _measured(self, plan: ReindexPlan) -> Gate:
         await self.unpaused()
         child = f"{workflow_id(self._pipeline)}-check"
         self.tell(CHECKING, f"every row against its document; see `livevec workflows follow {child}`")
@@ -211,7 +211,7 @@ class Reindex(ReindexControl):
         )
 
     async def _approved(self) -> str:
-        """Returns when it is; or, where the version is not known to be whole any more, why."""
+        """Return when it is approved; or, where the version is not known to be whole any more, why."""
         gate = self.reached.gate
         assert gate is not None
         if self._order.auto and gate.passed:
@@ -226,8 +226,8 @@ class Reindex(ReindexControl):
             gap: str | None = await ended(watching)
         return gap or ""
 
-    async def _swapped(self, plan: Plan) -> str:
-        """See `_approved`."""
+    async def _swapped(self, plan: ReindexPlan) -> str:
+        """Give it to readers; return as `_approved` does."""
         self.tell(SWAPPING)
         order = Activation(
             pipeline=self._pipeline, number=self.new_number, instead_of=plan.old.number, gaps=self.gaps
@@ -247,8 +247,8 @@ class Reindex(ReindexControl):
 
     # ---- after it
 
-    async def _grace(self, plan: Plan) -> None:
-        """Both versions are written; a person may roll back. Cancelled: it ends now."""
+    async def _grace(self, plan: ReindexPlan) -> None:
+        """Wait while both versions are written and a person may roll back. Cancelled: it ends now."""
         until_s = self.reached.grace_until_s
         assert until_s is not None
         try:
@@ -274,7 +274,7 @@ class Reindex(ReindexControl):
             self.reach(waiting_for=writing)
             waiting = _waiting(writing, "changes may still be written to it")
             self.tell(REMOVING, f"version {number}: {why}" + (f"; {waiting}" if waiting else ""))
-            look = Look(pipeline=self._pipeline, number=number, seen=writing)
+            look = WritersLook(pipeline=self._pipeline, number=number, seen=writing)
             left = await self.step(
                 ReindexActivities.leave, look, TIMEOUT_LONG, f"daemons leave version {number}"
             )
@@ -288,7 +288,7 @@ class Reindex(ReindexControl):
     # ---- ways of waiting
 
     async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result, unless the daemons give the new version up: then that failure."""
+        """Return the result, unless the daemons give the new version up: then raise that failure."""
         doing, watching = asyncio.create_task(work), asyncio.create_task(self._watch(None))
         try:
             await workflow.wait_condition(lambda: doing.done() or watching.done())
@@ -300,8 +300,8 @@ class Reindex(ReindexControl):
             await ended(doing)
 
     async def _watch(self, gaps: dict[str, str] | None) -> str:
-        """Returns what the log lacks since `gaps`; raises where no daemon can write to the new version any more."""
-        watch = Watch(pipeline=self._pipeline, number=self.new_number, gaps=gaps)
+        """Return what the log lacks since `gaps`; raise where no daemon can write to the new version any more."""
+        watch = GapWatch(pipeline=self._pipeline, number=self.new_number, gaps=gaps)
         while True:
             seen = await workflow.execute_activity_method(
                 ReindexActivities.watch,

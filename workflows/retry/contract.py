@@ -10,6 +10,7 @@ from daemon.source.record import Coordinates
 
 _LETTER_BYTES = 500
 _CALL_BYTES_MAX = 200_000
+_MESSAGE_MAX = 300
 
 
 class TryOutcome(StrEnum):
@@ -80,12 +81,12 @@ class Letter:
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes of what Temporal stores; keys may be long, and it refuses more than 2 MB at once."""
+        """About how many bytes Temporal stores of it; keys may be long, and Temporal refuses more than 2 MB at once."""
         return _LETTER_BYTES + 2 * len(self.name.encode("utf-8", "replace"))
 
 
 def within(letters: Iterable[Letter], count_max: int) -> list[Letter]:
-    """Those of the first that fit into one call, at least one."""
+    """Return as many of the first as fit into one call, at least one."""
     taken: list[Letter] = []
     size_bytes = 0
     for letter in islice(letters, count_max):
@@ -98,10 +99,15 @@ def within(letters: Iterable[Letter], count_max: int) -> list[Letter]:
 
 @dataclass(frozen=True)
 class Complaint:
-    """Why rows of one reason were refused, for instance; holds no text of a row."""
+    """Why a row of that reason was refused, as an example; holds no text of a row."""
 
     reason: str
     message: str
+
+    @classmethod
+    def of(cls, reason: str, message: str) -> "Complaint":
+        """Return it with a message of bounded length, since the workflow keeps it."""
+        return cls(reason, message if len(message) <= _MESSAGE_MAX else message[: _MESSAGE_MAX - 1] + "…")
 
 
 @dataclass(frozen=True)

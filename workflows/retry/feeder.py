@@ -1,7 +1,7 @@
 """Brings dead letters from Kafka to the retry workflows; part of `livevec worker`.
 
 The daemon knows nothing of Temporal: while that is away, dead letters wait in their topic. An offset is committed
-after Temporal took the letter, so a letter may be told twice, and the workflow counts it once.
+after Temporal took the letter, so a letter may be sent twice, and the workflow counts it once.
 """
 
 import asyncio
@@ -23,8 +23,7 @@ from daemon.source.record import Record
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 from workflows import search_attributes
-from workflows.retry.common import complaint
-from workflows.retry.contract import Feed, Letter, RetryPolicy, RetryStart, RetryStatus, within
+from workflows.retry.contract import Complaint, Feed, Letter, RetryPolicy, RetryStart, RetryStatus, within
 from workflows.retry.workflow import Retry
 
 log = structlog.get_logger(__name__)
@@ -37,12 +36,12 @@ _CALL_TIMEOUT = timedelta(seconds=10)
 
 
 def workflow_id(pipeline: str) -> str:
-    """The one retry workflow of a pipeline."""
+    """Return the id of the one retry workflow of a pipeline."""
     return f"retry-{pipeline}"
 
 
 def group_id(config: Config) -> str:
-    """Consumer group of the feeders, which share the dead-letter topics among them."""
+    """Return the consumer group of the feeders, which share the dead-letter topics among them."""
     return f"{config.kafka.group_id}.retry"
 
 
@@ -54,7 +53,9 @@ class Feeder:
         self._client = client
         self._metrics = metrics
         self._patience = Patience(config.retry, health)
-        self._pipelines = {config.kafka.dead_letter_topic(one.name): one for one in config.pipelines}
+        self._pipelines = {
+            config.kafka.dead_letter_topic(pipeline.name): pipeline for pipeline in config.pipelines
+        }
         self._waiting: dict[str, deque[DeadLetter]] = {topic: deque() for topic in self._pipelines}
         self._arrived = {topic: asyncio.Event() for topic in self._pipelines}
         self._held_back: frozenset[str] = frozenset()
@@ -70,12 +71,14 @@ class Feeder:
         kafka = self._config.kafka.model_copy(update={"group_id": group_id(self._config)})
         self._reader = KafkaReader(kafka, list(self._pipelines), self, asyncio.get_running_loop())
         self._reader.start()
-        tasks = [asyncio.ensure_future(self._feed(*one)) for one in self._pipelines.items()]
-        tasks += [asyncio.ensure_future(self._look(one)) for one in self._pipelines.values()]
+        tasks = [
+            asyncio.ensure_future(self._feed(topic, pipeline)) for topic, pipeline in self._pipelines.items()
+        ]
+        tasks += [asyncio.ensure_future(self._look(pipeline)) for pipeline in self._pipelines.values()]
         try:
             done, _ = await asyncio.wait([*tasks, self._failure], return_when=asyncio.FIRST_EXCEPTION)
-            for one in done:
-                one.result()
+            for task in done:
+                task.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -99,7 +102,7 @@ class Feeder:
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         for topic, letters in self._waiting.items():
-            kept = [one for one in letters if (topic, one.place.partition) not in partitions]
+            kept = [letter for letter in letters if (topic, letter.place.partition) not in partitions]
             self._waiting[topic] = deque(kept)
         self._hold_back()
 
@@ -132,7 +135,7 @@ class Feeder:
             if not self._waiting[topic]:
                 self._arrived[topic].clear()
                 continue
-            status = await self._patience.call("temporal", lambda: self._status(pipeline))
+            status = await self._patience.call("temporal", self._status, pipeline)
             room = _LETTERS_PER_SIGNAL if status is None else min(status.room, _LETTERS_PER_SIGNAL)
             if (room == 0) != full:
                 full = room == 0
@@ -144,17 +147,17 @@ class Feeder:
 
     async def _tell(self, topic: str, pipeline: Pipeline, count_max: int) -> None:
         waiting = list(self._waiting[topic])
-        if letters := waiting[: len(within((_letter(one) for one in waiting), count_max))]:
-            await self._patience.call("temporal", lambda: self._signal(pipeline, letters))
-            self._told(topic, letters)
+        if letters := waiting[: len(within((_letter(letter) for letter in waiting), count_max))]:
+            await self._patience.call("temporal", self._signal, pipeline, letters)
+            self._taken(topic, letters)
 
-    def _told(self, topic: str, letters: Sequence[DeadLetter]) -> None:
-        told = {letter.place for letter in letters}
-        # Those of a partition that went meanwhile are another feeder's: it tells them again, which is no harm.
-        self._waiting[topic] = deque(one for one in self._waiting[topic] if one.place not in told)
+    def _taken(self, topic: str, letters: Sequence[DeadLetter]) -> None:
+        places = {letter.place for letter in letters}
+        # Those of a partition that went meanwhile are another feeder's: it sends them again, which is no harm.
+        self._waiting[topic] = deque(letter for letter in self._waiting[topic] if letter.place not in places)
         self._hold_back()
         offsets: dict[Partition, int] = {}
-        for place in told:
+        for place in places:
             partition = (topic, place.partition)
             offsets[partition] = max(offsets.get(partition, 0), place.offset + 1)
         self._reader.commit(offsets)
@@ -166,8 +169,8 @@ class Feeder:
             RetryLater: Temporal is away.
         """
         policy = RetryPolicy.of(self._config.retry_dead_letters)
-        complaints = {letter.reason: complaint(letter.reason, letter.message) for letter in letters}
-        feed = Feed(tuple(_letter(one) for one in letters), tuple(complaints.values()), policy)
+        complaints = {letter.reason: Complaint.of(letter.reason, letter.message) for letter in letters}
+        feed = Feed(tuple(_letter(letter) for letter in letters), tuple(complaints.values()), policy)
         try:
             await self._client.start_workflow(
                 Retry.run,
@@ -184,7 +187,7 @@ class Feeder:
             raise _away(error) from error
 
     async def _status(self, pipeline: Pipeline) -> RetryStatus | None:
-        """Where the workflow stands; None: none runs.
+        """Ask where the workflow stands; None: none runs.
 
         Raises:
             RetryLater: Temporal is away, or no worker answers yet.
@@ -207,15 +210,12 @@ class Feeder:
     async def _look(self, pipeline: Pipeline) -> None:
         """Keep the metrics as the workflow has it."""
         while True:
-            status = await self._patience.call("temporal", lambda: self._status(pipeline))
+            status = await self._patience.call("temporal", self._status, pipeline)
+            by_state = {"waiting": status.waiting, "given_up": status.given_up} if status else {}
             counts = {
-                **{
-                    (reason, "waiting"): count for reason, count in (status.waiting if status else {}).items()
-                },
-                **{
-                    (reason, "given_up"): count
-                    for reason, count in (status.given_up if status else {}).items()
-                },
+                (reason, state): count
+                for state, reasons in by_state.items()
+                for reason, count in reasons.items()
             }
             shown = self._shown.setdefault(pipeline.name, set())
             for labels in shown | counts.keys():

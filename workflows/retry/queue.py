@@ -1,4 +1,4 @@
-"""The dead letters of one pipeline, by document: which is tried next and when, and which is given up.
+"""The dead letters of one pipeline, by document: it decides which is tried next and when, and which is given up.
 
 No clock and no randomness of its own: the workflow gives both, so that its history can be replayed.
 """
@@ -48,7 +48,7 @@ class RetryQueue:
         self.taken = state.taken
         self._held = {held.letter.name: held for held in state.held}
         self._fed = {fed.partition: fed for fed in state.fed}
-        self._complaints = {one.reason: one for one in state.complaints}
+        self._complaints = {complaint.reason: complaint for complaint in state.complaints}
         self._rounds = list(state.rounds)
         self._random = random
 
@@ -76,7 +76,7 @@ class RetryQueue:
         return max(0, self.policy.documents_max - len(self._held))
 
     def counted(self) -> tuple[Counter[str], Counter[str]]:
-        """Documents by reason: those that wait, and those that are given up."""
+        """Count documents by reason: those that wait, and those that are given up."""
         waiting: Counter[str] = Counter()
         given_up: Counter[str] = Counter()
         for held in self:
@@ -84,9 +84,9 @@ class RetryQueue:
         return waiting, given_up
 
     def message(self, reason: str) -> str:
-        """What a row of that reason was refused with last."""
-        found = self._complaints.get(reason)
-        return found.message if found else ""
+        """Return what a row of that reason was refused with last."""
+        complaint = self._complaints.get(reason)
+        return complaint.message if complaint else ""
 
     # ---- dead letters come in
 
@@ -109,7 +109,7 @@ class RetryQueue:
         return True
 
     def _take(self, letter: Letter, now_s: float) -> None:
-        """A newer letter begins anew: the row is another one."""
+        """Take a letter; a newer one begins anew: the row is another one."""
         before = self._held.get(letter.name)
         if before is not None and before.letter.at_s > letter.at_s:
             return
@@ -125,11 +125,11 @@ class RetryQueue:
     # ---- tries
 
     def next_at_s(self) -> float | None:
-        """When the next try is due; None: nothing is held."""
+        """Return when the next try is due; None: nothing is held."""
         return min((held.next_at_s for held in self), default=None)
 
     def due(self, now_s: float, count_max: int) -> tuple[Attempt, ...]:
-        """What is to be tried now, longest overdue first."""
+        """Return what is to be tried now, longest overdue first."""
         due = sorted((held for held in self if held.next_at_s <= now_s), key=lambda held: held.next_at_s)
         called = within((held.letter for held in due), count_max)
         return tuple(Attempt(held.letter, self._only_looked_at(held)) for held in due[: len(called)])
@@ -140,13 +140,13 @@ class RetryQueue:
 
     def settle(self, tried: Sequence[Tried], now_s: float) -> None:
         """Take the results of attempts; a document that got a newer letter meanwhile stays."""
-        for one in tried:
-            held = self._held.get(one.letter.name)
-            if held is None or held.letter.place != one.letter.place:
+        for result in tried:
+            held = self._held.get(result.letter.name)
+            if held is None or held.letter.place != result.letter.place:
                 continue
-            self._settle(held, one, now_s)
-            if one.complaint is not None:
-                self._complain((one.complaint,))
+            self._settle(held, result, now_s)
+            if result.complaint is not None:
+                self._complain((result.complaint,))
 
     def _settle(self, held: Held, tried: Tried, now_s: float) -> None:
         outcome = tried.outcome
@@ -178,7 +178,7 @@ class RetryQueue:
         return None
 
     def _pause_s(self, tries: int) -> float:
-        """Doubles with each try; half of it is left to chance, so that rows that failed together part ways."""
+        """Return a pause that doubles with each try; half of it is random, so that rows that failed together part."""
         policy = self.policy
         pause_s = min(policy.pause_s_max, policy.pause_s_min * 2.0 ** min(tries, _DOUBLINGS_MAX))
         return pause_s * (0.5 + 0.5 * self._random())
@@ -201,11 +201,11 @@ class RetryQueue:
         return round_
 
     def round(self, number: int) -> Round | None:
-        """What a request led to so far; None: it was too long ago."""
-        return next((one for one in self._rounds if one.number == number), None)
+        """Return what a request led to so far; None: it was too long ago."""
+        return next((round_ for round_ in self._rounds if round_.number == number), None)
 
     def drop(self, selection: Selection) -> int:
-        """Forget these for good; answers how many."""
+        """Forget these for good; return how many."""
         selected = self.selected(selection)
         for held in selected:
             self._count(held, TryOutcome.DROPPED)

@@ -1,6 +1,6 @@
 """One workflow for each pipeline: tries its dead letters again until none is left.
 
-`livevec worker` feeds it (`workflows/feeder.py`); a person hastens, drops and looks with `livevec retry`.
+`livevec worker` feeds it (feeder.py); a person hastens, drops and looks with `livevec retry`.
 """
 
 from dataclasses import replace
@@ -89,7 +89,7 @@ class Retry(Controlled):
             self._queue.settle(done.tried, _now_s())
 
     async def _wait(self, at_most: timedelta) -> None:
-        """Until then, or until something came in."""
+        """Wait so long, or until something came in."""
         news = self._news
         try:
             await workflow.wait_condition(lambda: self._news != news, timeout=at_most)

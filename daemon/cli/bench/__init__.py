@@ -1,1 +1,1 @@
-"""`livevec bench`: what a user runs to see how fast this installation is."""
+"""The commands `livevec bench`, and what they need of a running stack."""

@@ -1,20 +1,19 @@
-"""What a measurement works on: names of its own beside the user's servers and tuning."""
+"""What a measurement works on: names of its own beside the user's servers and tuning, and its configuration file."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
+import tomli_w
+from pydantic import SecretStr
 
 from daemon.errors import ConfigError
 from daemon.settings import Config, Pipeline, PostgresSource
 
 NAME = "livevec_bench"
 FLOOR = "livevec_bench_floor"
-POLICIES = {policy: f"{NAME}_{policy}" for policy in ("fixed", "aimd", "deadline")}
-"""The table of each policy."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Setting:
 
     @classmethod
     def of(cls, config: Config, names: Sequence[str]) -> "Setting":
-        """The user's servers and tuning, with a source and pipelines of its own, each on a table of its name.
+        """Return the user's servers and tuning, with a source and pipelines of their own, each on a table of its name.
 
         Raises:
             ConfigError: the configuration names no PostgreSQL source, or an embedder that may charge for each text.
@@ -56,42 +55,35 @@ class Setting:
         )
         return cls(own, source, pipelines)
 
-    def daemon(self, pipeline: Pipeline, tuning: "Tuning") -> Config:
-        """Of a daemon that mirrors this pipeline alone."""
-        config = self.config
-        return config.model_copy(
-            update={
-                "telemetry": config.telemetry.model_copy(update={"address": f"127.0.0.1:{free_port()}"}),
-                "pipelines": (pipeline,),
-                "batching": config.batching.model_copy(
-                    update={"policy": tuning.policy or config.batching.policy}
-                ),
-                "embedding": config.embedding.model_copy(
-                    update={"url": tuning.embedder_url or config.embedding.url}
-                ),
-            }
-        )
+    def daemon(self, pipeline: Pipeline) -> Config:
+        """Return the configuration of a daemon that mirrors this pipeline alone."""
+        telemetry = self.config.telemetry.model_copy(update={"address": f"127.0.0.1:{free_port()}"})
+        return self.config.model_copy(update={"telemetry": telemetry, "pipelines": (pipeline,)})
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """What a measured daemon has otherwise than the user's; empty: as the user's."""
-
-    policy: str = ""
-    embedder_url: str = ""
+def write_config(path: Path, config: Config) -> None:
+    """Write a file that `config.load` reads back as this configuration; only its owner may read it."""
+    path.touch(mode=0o600)
+    path.write_text(to_toml(config), "utf-8")
 
 
-AS_THE_USER = Tuning()
+def to_toml(config: Config) -> str:
+    """Return the configuration as TOML, its secrets in plain text."""
+    return tomli_w.dumps(_plain(config.model_dump(exclude_none=True)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-TOKENS = 14
-Tokens = Annotated[int, typer.Option(min=3, max=500, help="Tokens of a text, about.")]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", help="Also draw it there: SVG, or PNG where the name ends in .png.")
-]

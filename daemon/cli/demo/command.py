@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from daemon.cli.console import Steps
     from daemon.cli.demo.steps import FoundAgain
-    from deploy.local.stack import Addresses
+    from deploy.local.home import Addresses
 
 ROWS = 10_000
 RATE = 20.0
@@ -36,7 +36,7 @@ _PLAIN_REFRESH_S = 5.0
 
 
 class _Stopped(Exception):
-    """A signal asks the demonstration to end."""
+    """A signal asked the demonstration to end."""
 
 
 def register(app: typer.Typer) -> None:
@@ -45,10 +45,10 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     context: typer.Context,
-    once: Annotated[bool, typer.Option("--once", help="End after the search instead of staying.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End after the search instead of staying up.")] = False,
     rows: Annotated[int, typer.Option(min=100, max=100_000, help="Rows of the table.")] = ROWS,
     rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Edits a second.")] = RATE,
-    seconds: Annotated[float, typer.Option(min=1, help="How long to edit before the search.")] = WATCH_S,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of edits before the search.")] = WATCH_S,
     as_json: Json = False,
 ) -> None:
     """Start the embedded stack, mirror a table of real texts, edit it, and show how fresh the index is.
@@ -78,7 +78,7 @@ def demo(
 
 
 class _Demo:
-    """One run; what it starts is registered in `started`."""
+    """One run of the demonstration; what it starts is registered in `started`."""
 
     def __init__(self, context: typer.Context, started: ExitStack, rows: int, rate: float) -> None:
         from daemon import config
@@ -94,7 +94,7 @@ class _Demo:
         self._rate = rate
 
     def play(self, seconds: float) -> dict[str, Any]:
-        """Set up, edit for so long, search; answers what --json prints."""
+        """Set up, edit for `seconds`, search; return what --json prints."""
         from daemon.bench.percentiles import STAGES, percentiles_ms
         from daemon.cli import console
 
@@ -107,7 +107,7 @@ class _Demo:
         took = {**steps.seconds, "edits": round(time.monotonic() - edits_began_s, 3)}
         self._follower.fetch()
         samples = list(self._follower.samples)
-        found = self._search()
+        answer = self._search()
         self._show_addresses()
         return {
             "rows": table_rows,
@@ -115,20 +115,20 @@ class _Demo:
             "stages": {
                 stage: asdict(percentiles_ms([sample[stage] for sample in samples])) for stage in STAGES
             },
-            "search": asdict(found),
+            "search": asdict(answer),
             "seconds": {**took, "total": round(time.monotonic() - self._began_s, 3)},
         }
 
     def stay(self) -> None:
-        """Go on editing and showing until a signal."""
+        """Keep editing and showing until a signal."""
         from daemon.cli import console
 
-        console.err.print("editing goes on; Ctrl-C stops everything that this command started")
+        console.err.print("edits continue; Ctrl-C stops everything that this command started")
         self._watch(None)
 
     def _set_up(self, steps: "Steps") -> int:
-        """Servers, table, connector, daemon; returns when every row is indexed, with their number."""
-        from daemon.cli.connector import apply_source, reading
+        """Start servers, table, connector and daemon; return the number of rows once all of them are indexed."""
+        from daemon.cli.connector import apply_source, pipelines_of
         from daemon.cli.demo.steps import Catalog
         from daemon.cli.stack import reporter
         from daemon.config import load, resolve_local
@@ -148,14 +148,15 @@ class _Demo:
         steps.news(step, f"{rows:,} rows", end=True)
         source = config.source(self._source.name)
         assert isinstance(source, PostgresSource)
-        apply_source(config, source, reading(config, source), steps)
+        apply_source(config, source, pipelines_of(config, source), steps)
         self._start_daemon(steps)
         self._await_index(steps, rows)
         return rows
 
     def _start_stack(self, steps: "Steps") -> "Addresses":
         from daemon.cli.stack import is_up, reporter
-        from deploy.local.stack import Stack, default_home
+        from daemon.config import default_home
+        from deploy.local.stack import Stack
 
         stack = Stack(default_home(), self._ports)
         if is_up(stack):
@@ -174,7 +175,7 @@ class _Demo:
         self._http = DaemonHttp(address)
         self._started.callback(self._http.close)
         if self._http.ready() is not None:
-            steps.news("daemon", f"one runs already at {self._http.url}", end=True)
+            steps.news("daemon", f"a daemon runs already at {self._http.url}", end=True)
             return
         log = default_home() / "logs" / "daemon.log"
         with steps.step("daemon", f"log: {log}"):
@@ -192,7 +193,9 @@ class _Demo:
             if self._child is not None:
                 self._child.check()
             if time.monotonic() > ends_at:
-                raise LivevecError(f"only {done:,} of {rows:,} rows were indexed; see `livevec status`")
+                raise LivevecError(
+                    f"only {done:,} of {rows:,} rows were indexed in {_INDEX_TIMEOUT_S:g} s; see `livevec status`"
+                )
             time.sleep(_REFRESH_S / 2)
         steps.news(step, f"{done:,} documents", rows, rows, end=True)
 
@@ -204,7 +207,7 @@ class _Demo:
         self._started.enter_context(self._editor.running())
 
     def _watch(self, until_s: float | None) -> None:
-        """Show live percentiles until that time of the monotonic clock; None: until a signal."""
+        """Show live percentiles until that time of the monotonic clock, or, for None, until a signal."""
         from rich.live import Live
 
         from daemon.cli import console
@@ -229,17 +232,17 @@ class _Demo:
         from daemon.cli.demo.steps import find_a_fresh_text
 
         row = self._entries[len(self._entries) // 2]
-        found = asyncio.run(find_a_fresh_text(self._config, self._pipeline, self._catalog, row))
+        answer = asyncio.run(find_a_fresh_text(self._config, self._pipeline, self._catalog, row))
         console.err.print()
         console.err.print(f"row {row.id} was changed; a search for its new meaning:", markup=False)
-        console.err.print(f"  {found.query}", style="bold", markup=False)
+        console.err.print(f"  {answer.query}", style="bold", markup=False)
         table = console.table("distance", "id", "text")
-        for hit in found.hits:
+        for hit in answer.hits:
             style = "green" if hit.id == str(row.id) else None
             table.add_row(f"{hit.distance:.4f}", hit.id, console.plain(hit.text), style=style)
         console.err.print(table)
-        console.err.print(f"found {found.found_after_ms:.1f} ms after its commit\n", style="bold green")
-        return found
+        console.err.print(f"found {answer.found_after_ms:.1f} ms after its commit\n", style="bold green")
+        return answer
 
     def _show_addresses(self) -> None:
         from daemon.cli import console
@@ -261,21 +264,21 @@ class _Demo:
 
 
 def _percentile_table(samples: "Collection[dict[str, Any]]", edits: int) -> "Group":
-    """Commit to searchable and its stages over the latest edits."""
+    """Return a table of commit to searchable, and its stages, over the latest edits."""
     from daemon.bench.percentiles import STAGES, percentiles_ms
     from daemon.cli import console
 
     title = f"{edits:,} edits; the latest {len(samples):,}"
     table = console.table("ms", "p50", "p95", "p99", "max")
     for name, key in (("commit to searchable", "total"), *((f"  {stage}", stage) for stage in STAGES)):
-        found = percentiles_ms([sample[key] for sample in samples])
-        figures = (f"{value:.1f}" for value in (found.p50, found.p95, found.p99, found.max))
+        part = percentiles_ms([sample[key] for sample in samples])
+        figures = (f"{value:.1f}" for value in (part.p50, part.p95, part.p99, part.max))
         table.add_row(name, *figures, style="bold" if key == "total" else None)
     return console.titled(title, table)
 
 
 def _configuration(context: typer.Context) -> Path:
-    """The configuration that is there, else the reference that livevec brings along."""
+    """Return the path of the configuration, or, where there is none, of the reference that livevec is shipped with."""
     path = given.config_path(context)
     if given.is_given(context) or path.is_file():
         return path
@@ -284,7 +287,7 @@ def _configuration(context: typer.Context) -> Path:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP (the terminal was closed) raise _Stopped."""
+    """Raise _Stopped in the block on SIGINT, SIGTERM or SIGHUP (the terminal was closed)."""
 
     def stop(number: int, frame: "FrameType | None") -> None:
         raise _Stopped

@@ -1,4 +1,4 @@
-"""What the demonstration does: fills a table, edits it, and finds by meaning what was changed a moment before."""
+"""What the demonstration does: it fills a table, edits it, and finds by meaning what was changed a moment before."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ OnCount = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Surprise:
-    """A text that no dictionary has, and a question that asks for it in other words."""
+    """A text that is in no dictionary, and a question that asks for it in other words."""
 
     title: str
     body: str
@@ -61,7 +61,7 @@ SURPRISES = (
 
 @dataclass(frozen=True)
 class FoundAgain:
-    """`found_after_ms`: from the commit of the edit until a search had it among its hits."""
+    """The answer of the search. `found_after_ms`: from the commit of the edit until a search had it among its hits."""
 
     query: str
     edited_id: int
@@ -70,7 +70,7 @@ class FoundAgain:
 
 
 def catalog_of(config: Config) -> tuple[Pipeline, PostgresSource]:
-    """The demonstration's pipeline and source.
+    """Return the demonstration's pipeline and source.
 
     Raises:
         ConfigError: the configuration has no such pipeline, or names servers other than the embedded stack's.
@@ -90,7 +90,7 @@ def catalog_of(config: Config) -> tuple[Pipeline, PostgresSource]:
     if other:
         raise ConfigError(
             f"the demo writes only to the embedded stack, but {', '.join(other)} names another server; run it in "
-            "a folder without daemon.toml, or name another file with --config"
+            "a folder without daemon.toml, or give another file with --config"
         )
     return pipeline, source
 
@@ -106,7 +106,7 @@ class Catalog:
         self.connection.close()
 
     def fill(self, entries: Sequence[CorpusEntry], on_count: OnCount) -> int:
-        """Make the table and COPY what it lacks of these rows; answers how many it has."""
+        """Create the table, COPY the rows that it lacks, and return how many it has."""
         self.connection.execute(f"CREATE TABLE IF NOT EXISTS {self._table} ({_COLUMNS})".encode())
         with self.connection.transaction(), self.connection.cursor() as cursor:
             cursor.execute(f"CREATE TEMP TABLE loading (LIKE {self._table}) ON COMMIT DROP".encode())
@@ -124,13 +124,13 @@ class Catalog:
         return int(row[0])
 
     def edit(self, identifier: int, title: str | None, body: str) -> None:
-        """Give a row another text; committed when this returns."""
+        """Give a row another text; it is committed when this returns."""
         statement = f"UPDATE {self._table} SET title = coalesce(%s, title), body = %s WHERE id = %s"
         self.connection.execute(statement.encode(), (title, body, identifier))
 
 
 class Editor:
-    """Edits random rows at a steady rate, from a thread of its own: each edit is one commit, and a new text."""
+    """Edits random rows at a steady rate, in a thread of its own; each edit is one commit with a new text."""
 
     def __init__(self, dsn: str, table: str, entries: Sequence[CorpusEntry], rate: float) -> None:
         self._catalog = Catalog(dsn, table)
@@ -152,7 +152,11 @@ class Editor:
             self._catalog.close()
 
     def check(self) -> None:
-        """Raises LivevecError where the thread could not go on."""
+        """Check that the edits continue.
+
+        Raises:
+            LivevecError: PostgreSQL refused one.
+        """
         if self._failure is not None:
             raise LivevecError(f"the demo cannot edit its table: {self._failure}; see PostgreSQL's log")
 
@@ -169,7 +173,7 @@ class Editor:
 
 
 def documents(redis_url: str, pipeline: str) -> int:
-    """How many documents a search can find; 0 while there is no index."""
+    """Return how many documents a search can find; 0 while there is no index."""
     client = redis.Redis.from_url(redis_url, protocol=2)
     try:
         return int(cast(Any, client.ft(pipeline)).info()["num_docs"])
@@ -182,10 +186,10 @@ def documents(redis_url: str, pipeline: str) -> int:
 async def find_a_fresh_text(
     config: Config, pipeline: Pipeline, catalog: Catalog, row: CorpusEntry
 ) -> FoundAgain:
-    """Change a row, then ask for its new meaning in other words until it is found.
+    """Change a row, then search for its new meaning in other words until the row is found.
 
     Raises:
-        LivevecError: it was not found in time.
+        LivevecError: the row was not found in time.
     """
     surprise = random.choice(SURPRISES)
     body = f"{surprise.body} ({datetime.now(UTC):%H:%M:%S.%f})"

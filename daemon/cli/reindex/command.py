@@ -10,7 +10,7 @@ from daemon.cli import context as given
 from daemon.cli.context import Json
 
 if TYPE_CHECKING:
-    from temporalio.client import Client, WorkflowHandle
+    from temporalio.client import Client
 
     from daemon.index.registry import IndexVersion
     from daemon.settings import Config, Pipeline
@@ -144,7 +144,7 @@ def status(context: typer.Context, pipeline: Name, as_json: Json = False) -> Non
 
 
 def _configured(config: "Config", pipeline: "Pipeline") -> "Changes":
-    """What daemon.toml asks for."""
+    """Return what daemon.toml asks for."""
     from workflows.reindex.contract import Changes
 
     return Changes(
@@ -192,7 +192,7 @@ async def _start(config: "Config", pipeline: "Pipeline", order: Any, wait: bool,
     from workflows.reindex.workflow import Reindex
 
     client = await temporal.connect(config)
-    asked = ", ".join(
+    changes = ", ".join(
         f"{name} {value}" for name, value in order.changes.model_dump(exclude_none=True).items()
     )
     handle = await temporal.start(
@@ -204,8 +204,8 @@ async def _start(config: "Config", pipeline: "Pipeline", order: Any, wait: bool,
         pipeline=pipeline,
         summary=f"Reindex of {pipeline.name}",
         details=(
-            f"Makes another version of the index `{pipeline.name}` beside the one that readers see ({asked}), measures "
-            "it, and gives it to them at once. Updates: `approve`, `reject`, `rollback`, `finish`."
+            f"Makes another version of the index `{pipeline.name}` beside the one that readers see ({changes}), "
+            "measures it, and gives it to them at once. Updates: `approve`, `reject`, `rollback`, `finish`."
         ),
     )
     if wait:
@@ -224,43 +224,21 @@ def _tell(context: typer.Context, pipeline: str, update: str, as_json: bool, arg
     settings = config.pipeline(pipeline)
 
     async def work() -> None:
-        from workflows.client import connect
+        from daemon.errors import WorkflowError
+        from workflows import client as temporal
+        from workflows.reindex.contract import workflow_id
 
-        client = await connect(config)
-        await _updated(client, pipeline, update, argument)
-        await _status(config, settings, as_json, client)
-
-    asyncio.run(work())
-
-
-async def _updated(client: "Client", pipeline: str, update: str, argument: Any) -> None:
-    from datetime import timedelta
-
-    from temporalio.client import WorkflowUpdateFailedError, WorkflowUpdateStage
-    from temporalio.service import RPCError, RPCStatusCode
-
-    from daemon.cli.workflows import refused
-    from daemon.errors import WorkflowError
-    from workflows.client import reason
-    from workflows.reindex.contract import workflow_id
-
-    handle: WorkflowHandle[Any, Any] = client.get_workflow_handle(workflow_id(pipeline))
-    try:
-        started = await handle.start_update(
-            update,
-            args=[] if argument is None else [argument],
-            wait_for_stage=WorkflowUpdateStage.ACCEPTED,
-            rpc_timeout=timedelta(seconds=15),
-        )
-        await started.result()
-    except WorkflowUpdateFailedError as error:
-        raise WorkflowError(f"{handle.id}: {reason(error)}") from error
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
+        client = await temporal.connect(config)
+        arguments = () if argument is None else (argument,)
+        try:
+            await temporal.update(client.get_workflow_handle(workflow_id(pipeline)), update, *arguments)
+        except temporal.NoSuchWorkflow as error:
             raise WorkflowError(
                 f"no reindex of {pipeline!r} runs; `livevec reindex {pipeline}` begins one"
             ) from error
-        raise refused(handle.id, error) from error
+        await _status(config, settings, as_json, client)
+
+    asyncio.run(work())
 
 
 async def _status(

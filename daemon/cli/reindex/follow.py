@@ -25,7 +25,7 @@ async def follow(
     handle: "WorkflowHandle[Any, Any]",
     as_json: bool,
 ) -> None:
-    """Until readers are given the new version, or a person is asked.
+    """Follow it until readers are given the new version, or a person is asked.
 
     Raises:
         WorkflowError: it failed; says why.
@@ -49,7 +49,7 @@ async def follow(
 async def _settled(
     client: "Client", handle: "WorkflowHandle[Any, Any]", steps: "Steps"
 ) -> "ReindexStatus | None":
-    """The status once there is nothing to wait for; None: it has ended."""
+    """Return the status once there is nothing to wait for; None: it has ended."""
     from temporalio.client import WorkflowExecutionStatus
     from temporalio.service import RPCError
 
@@ -68,7 +68,7 @@ async def _settled(
         if description.status is not WorkflowExecutionStatus.RUNNING:
             await result(handle)
             return None
-        reached = await asked(handle)
+        reached = await answered(handle)
         phase = reached.phase if reached else "no worker answers; start one: `livevec worker`"
         if shown and shown != phase:
             steps.news(shown, end=True)
@@ -80,42 +80,37 @@ async def _settled(
         if phase in children:
             child = client.get_workflow_handle(f"{handle.id}-{children[phase]}")
             try:
-                found = await progress_now(child, await child.describe())
+                progress = await progress_now(child, await child.describe())
             except RPCError:
-                found = None
-            if found is not None:
-                done, total = found.done, found.total
+                progress = None
+            if progress is not None:
+                done, total = progress.done, progress.total
         steps.news(phase, f"waiting for {waiting}" if waiting else "", done, total)
         await asyncio.sleep(_POLL_S)
 
 
-async def asked(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None":
-    """What the workflow answers; None: no worker does, or there is none."""
-    from datetime import timedelta
-
-    from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError
-    from temporalio.service import RPCError
-
+async def answered(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None":
+    """Return the workflow's status; None: no worker answers, or there is none."""
+    from daemon.errors import WorkflowError
+    from workflows.client import query
     from workflows.reindex.contract import ReindexStatus
 
     try:
-        found: ReindexStatus = await handle.query(
-            "status", result_type=ReindexStatus, rpc_timeout=timedelta(seconds=5)
-        )
-    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+        status: ReindexStatus = await query(handle, "status", result_type=ReindexStatus, timeout_s=5.0)
+    except WorkflowError:
         return None
-    return found
+    return status
 
 
 async def show(config: "Config", pipeline: "Pipeline", client: "Client", as_json: bool) -> None:
-    """The versions there are, and how far the latest reindex is."""
+    """Show the versions there are, and how far the latest reindex is."""
     from daemon.cli import console
     from daemon.cli.reindex import toml as reindex_toml
     from daemon.index.connection import connect
     from daemon.index.registry import Versions
     from workflows.reindex.contract import workflow_id
 
-    reached = await asked(client.get_workflow_handle(workflow_id(pipeline.name)))
+    reached = await answered(client.get_workflow_handle(workflow_id(pipeline.name)))
     redis = connect(config.redis)
     try:
         versions = Versions(redis, pipeline.name)
@@ -247,7 +242,7 @@ def _print_answers(answers: "Answers", reached: "ReindexStatus", texts: dict[tup
 
 
 async def _texts(redis: Any, pipeline: str, reached: "ReindexStatus | None") -> dict[tuple[int, str], str]:
-    """Texts of the documents that are shown, by version and id; out of Redis, since Temporal holds none."""
+    """Read the texts of the documents that are shown, by version and id; out of Redis, since Temporal holds none."""
     from daemon.index.connection import translated
     from daemon.index.layout import Layout
 
@@ -262,10 +257,10 @@ async def _texts(redis: Any, pipeline: str, reached: "ReindexStatus | None") -> 
         return {}
     pipe = redis.pipeline(transaction=False)
     for number, identifier in wanted:
-        pipe.execute_command("HGET", f"{Layout(pipeline, number).keys(identifier)[2]}:0", "text")
+        pipe.execute_command("HGET", Layout(pipeline, number).chunk_key(identifier, 0), "text")
     with translated():
-        found = await pipe.execute()
-    texts = {one: text.decode() for one, text in zip(wanted, found, strict=True) if text is not None}
+        stored = await pipe.execute()
+    texts = {one: text.decode() for one, text in zip(wanted, stored, strict=True) if text is not None}
     return {
         one: text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…"
         for one, text in texts.items()

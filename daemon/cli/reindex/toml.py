@@ -9,19 +9,19 @@ if TYPE_CHECKING:
 
 
 def lines(config: "Config", pipeline: "Pipeline", version: "IndexVersion") -> list[str]:
-    """None where it does already."""
+    """Return the lines to change; none where it asks for it already."""
     from daemon.embedding.embedder import EmbeddingSpace
     from daemon.index.registry import wanted
 
     embedding = config.embedding
     space = EmbeddingSpace(embedding.model, embedding.dimension, 0, version.fingerprint)
     differing = set(version.differences(wanted(pipeline, space, version.number)))
-    found: list[str] = []
+    shared: list[str] = []
     if differing & {"model", "dimension"}:
-        found += ["[embedding]", f"model = {_text(version.model)}", f"dimension = {version.dimension}", ""]
+        shared += ["[embedding]", f"model = {_text(version.model)}", f"dimension = {version.dimension}", ""]
         others = [one.name for one in config.pipelines if one.name != pipeline.name]
         if others:
-            found.insert(1, f"# also for {', '.join(others)}: reindex them, too")
+            shared.insert(1, f"# also for {', '.join(others)}: reindex them, too")
     own: list[str] = []
     if "text" in differing:
         own.append(f"text = {_text(version.text)}")
@@ -44,10 +44,10 @@ def lines(config: "Config", pipeline: "Pipeline", version: "IndexVersion") -> li
             f"chunking = {{ tokens_max = {tokens_max}, tokens_overlap = {tokens_overlap}, tokenizer = {tokenizer} }}"
         )
     if own:
-        found += ["[[pipelines]]", f"name = {_text(pipeline.name)}", *own]
-    return found
+        shared += ["[[pipelines]]", f"name = {_text(pipeline.name)}", *own]
+    return shared
 
 
 def _text(value: str) -> str:
-    """A basic string of TOML: JSON's escapes are among its own."""
+    """Return a basic string of TOML: JSON's escapes are among its own."""
     return json.dumps(value, ensure_ascii=False)

@@ -72,7 +72,7 @@ async def _try_now(
     from workflows.retry.client import RetryClient
     from workflows.retry.contract import Selection
 
-    client = RetryClient(await connect(config), config, pipeline)
+    client = RetryClient(await connect(config), pipeline)
     round_ = await client.try_now(Selection(key, reason))
     address = ui_address(config, client.id)
     if round_ is None:
@@ -87,7 +87,7 @@ async def _try_now(
             round_ = await client.follow(
                 round_.number, lambda now: steps.news(step, "", now.asked - now.open, now.asked)
             )
-            steps.news(step, _told(round_), end=True)
+            steps.news(step, _summary(round_), end=True)
     if as_json:
         content = {
             "workflow_id": client.id,
@@ -97,7 +97,7 @@ async def _try_now(
         }
         console.print_json(content)
     elif wait:
-        console.out.print(f"{console.BAD if _failed(round_) else console.OK} {pipeline}: {_told(round_)}")
+        console.out.print(f"{console.BAD if _failed(round_) else console.OK} {pipeline}: {_summary(round_)}")
     else:
         console.out.print(f"{round_.asked:,} of {pipeline} are tried now: {address}", soft_wrap=True)
     if wait and _failed(round_):
@@ -110,7 +110,7 @@ async def _drop(config: "Config", pipeline: str, key: str | None, reason: str | 
     from workflows.retry.client import RetryClient
     from workflows.retry.contract import Selection
 
-    client = RetryClient(await connect(config), config, pipeline)
+    client = RetryClient(await connect(config), pipeline)
     dropped = await client.drop(Selection(key, reason))
     if as_json:
         console.print_json({"workflow_id": client.id, "dropped": dropped})
@@ -122,5 +122,5 @@ def _failed(round_: "Round") -> bool:
     return any(outcome in _FAILED for outcome in round_.outcomes)
 
 
-def _told(round_: "Round") -> str:
+def _summary(round_: "Round") -> str:
     return ", ".join(f"{count:,} {outcome.replace('_', ' ')}" for outcome, count in round_.outcomes.items())

@@ -19,7 +19,7 @@ _TEMPORAL_S = 20.0
 
 @dataclass(frozen=True)
 class Listed:
-    """One document. `attempts` and what follows are not known without Temporal."""
+    """A document. `attempts` and what follows are not known without Temporal."""
 
     key: str
     reason: str
@@ -44,24 +44,35 @@ class Listing:
 
 
 def list_(config: "Config", pipeline: str, reason: str | None, key: str | None, as_json: bool) -> None:
-    """Print all, or those of one reason or key."""
+    """Print all, or those of a reason or key."""
     from daemon.cli import console
 
-    found = asyncio.run(_listing(config, pipeline))
-    documents = [one for one in found.documents if reason in (None, one.reason) and key in (None, one.key)]
+    listing = asyncio.run(_listing(config, pipeline))
+    documents = [
+        document
+        for document in listing.documents
+        if reason in (None, document.reason) and key in (None, document.key)
+    ]
     if as_json:
-        content = {"pipeline": pipeline, "note": found.note, "left_out": found.left_out}
-        console.print_json({**content, "dead_letters": [vars(one) for one in documents]})
+        content = {"pipeline": pipeline, "note": listing.note, "left_out": listing.left_out}
+        console.print_json({**content, "dead_letters": [vars(document) for document in documents]})
         return
-    if found.note:
-        console.err.print(found.note, markup=False, style="yellow")
+    if listing.note:
+        console.err.print(listing.note, markup=False, style="yellow")
     if not documents:
         console.out.print(f"no dead letters of {pipeline}")
         return
     table = console.table("key", "reason", "state", "attempts", "next try", "why")
-    for one in documents[:_SHOWN_MAX]:
-        attempts = "" if one.attempts is None else str(one.attempts)
-        cells = (one.key, one.reason, one.state, attempts, one.next_try_at or "", one.message)
+    for document in documents[:_SHOWN_MAX]:
+        attempts = "" if document.attempts is None else str(document.attempts)
+        cells = (
+            document.key,
+            document.reason,
+            document.state,
+            attempts,
+            document.next_try_at or "",
+            document.message,
+        )
         table.add_row(*(console.plain(cell) for cell in cells))
     console.out.print(table)
     if len(documents) > _SHOWN_MAX:
@@ -69,21 +80,21 @@ def list_(config: "Config", pipeline: str, reason: str | None, key: str | None, 
 
 
 def show(config: "Config", pipeline: str, key: str, as_json: bool) -> None:
-    """Print all that is known of one.
+    """Print all that is known of a document.
 
     Raises:
         LivevecError: there is none of that key.
     """
     from daemon.cli import console
 
-    found = asyncio.run(_listing(config, pipeline))
-    one = next((one for one in found.documents if one.key == key), None)
-    if one is None:
+    listing = asyncio.run(_listing(config, pipeline))
+    document = next((document for document in listing.documents if document.key == key), None)
+    if document is None:
         raise LivevecError(
             f"{pipeline} has no dead letter with the key {key!r}; --list shows those there are"
         )
-    letter = found.letters.get(key)
-    content: dict[str, Any] = {**vars(one), "note": found.note}
+    letter = listing.letters.get(key)
+    content: dict[str, Any] = {**vars(document), "note": listing.note}
     if letter is not None:
         content["operation"] = letter.operation
         content["committed_at"] = _time(letter.committed_at_s)
@@ -111,7 +122,7 @@ async def _listing(config: "Config", pipeline: str) -> Listing:
     documents = []
     if state is not None:
         documents = [_held(held, letters, state) for held in state.held]
-    named = {one.key for one in documents}
+    named = {document.key for document in documents}
     for letter in letters.values():
         waits = letter.place.offset >= taken.get(letter.place.partition, 0)
         if letter.name not in named and (waits or state is None):
@@ -126,7 +137,7 @@ async def _state(config: "Config", pipeline: str) -> "tuple[RetryState | None, s
     try:
         # A server that takes connections and says nothing is waited for by the SDK for half a minute.
         async with asyncio.timeout(_TEMPORAL_S):
-            return await RetryClient(await connect(config), config, pipeline).state(), ""
+            return await RetryClient(await connect(config), pipeline).state(), ""
     except (WorkflowError, TimeoutError) as error:
         why = str(error) or f"Temporal does not answer at {config.temporal.address}"
         return None, f"{why}. This list is Kafka's alone: what was mended since is in it"

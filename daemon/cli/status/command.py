@@ -9,7 +9,7 @@ from daemon.cli import context as given
 from daemon.cli.context import Json
 
 if TYPE_CHECKING:
-    from daemon.cli.status.probe_result import Freshness, Report
+    from daemon.cli.status.probes import Freshness, StatusReport
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(context: typer.Context, as_json: Json = False) -> None:
-    """Show the health of every part, consumer lag and freshness; exit status 1 if something is down."""
+    """Show the health of every part, consumer lag and freshness; exit status 1 if a part is not ok."""
     from daemon.cli import console
     from daemon.cli.status.probes import look
 
@@ -30,7 +30,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _show(report: "Report") -> None:
+def _show(report: "StatusReport") -> None:
     from daemon.cli import console
 
     parts = console.table("", "part", "state", "what to do")
@@ -40,9 +40,15 @@ def _show(report: "Report") -> None:
     console.out.print(parts)
     if report.lag:
         lag = console.table("topic", "partition", "committed", "end", "behind")
-        for one in report.lag:
-            committed = "none" if one.committed is None else f"{one.committed:,}"
-            lag.add_row(one.topic, str(one.partition), committed, f"{one.end:,}", f"{one.lag:,}")
+        for partition in report.lag:
+            committed = "none" if partition.committed is None else f"{partition.committed:,}"
+            lag.add_row(
+                partition.topic,
+                str(partition.partition),
+                committed,
+                f"{partition.end:,}",
+                f"{partition.lag:,}",
+            )
         console.out.print()
         console.out.print(lag)
     _show_freshness(report.freshness)
@@ -60,7 +66,7 @@ def _show_freshness(freshness: "Freshness") -> None:
     if not freshness.commit_to_searchable_ms.count:
         return
     table = console.table("last minutes, ms", "p50", "p95", "p99", "max", "changes")
-    for name, found in rows.items():
-        figures = (f"{value:.1f}" for value in (found.p50, found.p95, found.p99, found.max))
-        table.add_row(name, *figures, f"{found.count:,}")
+    for name, part in rows.items():
+        figures = (f"{value:.1f}" for value in (part.p50, part.p95, part.p99, part.max))
+        table.add_row(name, *figures, f"{part.count:,}")
     console.out.print(table)

@@ -1,32 +1,22 @@
-"""Looks at every part of a running livevec: all at once, each within seconds, whatever state it is in."""
+"""Probes of every part of a running livevec: all run at once, each within seconds, whatever state the part is in."""
 
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 import httpx
-import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from connectors import slot
 from connectors.connect import KafkaConnect
 from connectors.connect import Status as ConnectorStatus
-from daemon.bench.percentiles import STAGES, percentiles_ms
+from daemon.bench.percentiles import STAGES, Percentiles, percentiles_ms
 from daemon.cli.daemon_http import DaemonHttp
-from daemon.cli.librdkafka import quiet_log
-from daemon.cli.status.probe_result import (
-    Findings,
-    Freshness,
-    IndexState,
-    Part,
-    PartitionLag,
-    Report,
-    SlotState,
-)
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConnectorError, LivevecError, StopProcess
+from daemon.index import schema
 from daemon.index.connection import Client, connect, translated
 from daemon.index.registry import Versions
 from daemon.index.writer import IndexWriter
@@ -39,8 +29,87 @@ _RECENT_S = 300.0
 _UP = "start it; the embedded stack: `livevec up --detach`"
 
 
-async def look(config: Config) -> Report:
-    """Ask all parts at once."""
+@dataclass(frozen=True)
+class Part:
+    """One part: its state, and what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class PartitionLag:
+    """How far the group is behind. `committed`: the next offset that it will read, None before its first commit."""
+
+    topic: str
+    partition: int
+    committed: int | None
+    end: int
+    lag: int
+
+
+@dataclass(frozen=True)
+class IndexState:
+    """How many chunks a search can find, how many Redis could not index, and why a reconcile is due."""
+
+    pipeline: str
+    documents: int
+    indexing_failures: int
+    needs_reconcile: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """A source's replication slot. `lag_bytes`: the log that PostgreSQL wrote and the slot has not confirmed."""
+
+    source: str
+    slot: str
+    active: bool
+    lag_bytes: int
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How fresh the indexes are.
+
+    Attributes:
+        behind_s: by source, seconds since the moment up to which every change is searchable.
+        commit_to_searchable_ms: of the samples of the last minutes; None where no daemon answers.
+        stages_ms: the same by stage.
+    """
+
+    behind_s: dict[str, float] = field(default_factory=dict)
+    commit_to_searchable_ms: Percentiles | None = None
+    stages_ms: dict[str, Percentiles] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one probe found."""
+
+    parts: Sequence[Part]
+    lag: Sequence[PartitionLag] = ()
+    indexes: Sequence[IndexState] = ()
+    slots: Sequence[SlotState] = ()
+    freshness: Freshness | None = None
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """Everything that `livevec status` shows."""
+
+    ok: bool
+    parts: tuple[Part, ...]
+    slots: tuple[SlotState, ...]
+    lag: tuple[PartitionLag, ...]
+    indexes: tuple[IndexState, ...]
+    freshness: Freshness
+
+
+async def look(config: Config) -> StatusReport:
+    """Ask all parts at once, and return what was found."""
     probes: list[tuple[str, Awaitable[Findings]]] = [
         ("kafka", _in_thread(lambda: _kafka(config))),
         ("redis", _redis(config)),
@@ -55,25 +124,27 @@ async def look(config: Config) -> Report:
             probes.append(
                 (f"connector {source.name}", _in_thread(lambda s=quick: _connector(config, s)))  # type: ignore[misc]
             )
-    found = await asyncio.gather(*(_bounded(name, probe) for name, probe in probes))
-    parts = tuple(part for one in found for part in one.parts)
-    return Report(
+    results = await asyncio.gather(*(_bounded(name, probe) for name, probe in probes))
+    parts = tuple(part for findings in results for part in findings.parts)
+    return StatusReport(
         ok=all(part.ok for part in parts),
         parts=parts,
-        slots=tuple(state for one in found for state in one.slots),
-        lag=tuple(lag for one in found for lag in one.lag),
-        indexes=tuple(index for one in found for index in one.indexes),
-        freshness=next((one.freshness for one in found if one.freshness), Freshness()),
+        slots=tuple(state for findings in results for state in findings.slots),
+        lag=tuple(lag for findings in results for lag in findings.lag),
+        indexes=tuple(index for findings in results for index in findings.indexes),
+        freshness=next((findings.freshness for findings in results if findings.freshness), Freshness()),
     )
 
 
 async def _bounded(name: str, probe: Awaitable[Findings]) -> Findings:
-    """What the probe found; a part that is silent or down is a finding too."""
+    """Return what the probe found; a part that does not answer is a finding too."""
     try:
         return await asyncio.wait_for(probe, _PROBE_TIMEOUT_S)
     except TimeoutError:
         message = f"no answer within {_PROBE_TIMEOUT_S:g} s"
-        return Findings([Part(name, False, message, "it hangs or is overloaded: see its log, restart it")])
+        return Findings(
+            [Part(name, False, message, "it hangs or is overloaded: see its log, then restart it")]
+        )
     except ConnectorError as error:
         return Findings([Part(name, False, str(error).removesuffix(f"; {error.remedy}"), error.remedy)])
     except LivevecError as error:
@@ -81,7 +152,7 @@ async def _bounded(name: str, probe: Awaitable[Findings]) -> Findings:
 
 
 def _in_thread(work: Callable[[], Findings]) -> Awaitable[Findings]:
-    """Run in a thread that does not hold up the end of the process, as asyncio's own threads do."""
+    """Run `work` in a thread that does not delay the end of the process, as asyncio's own threads do."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Findings] = loop.create_future()
 
@@ -106,12 +177,15 @@ def _in_thread(work: Callable[[], Findings]) -> Awaitable[Findings]:
 
 
 def _kafka(config: Config) -> Findings:
-    consumer = Consumer(consumer_settings(config.kafka), logger=quiet_log())
+    # log_level 0: librdkafka's own lines would stand between those of the command; its errors are raised anyway.
+    consumer = Consumer({**consumer_settings(config.kafka), "log_level": 0})
     try:
         known = consumer.list_topics(timeout=_CALL_TIMEOUT_S).topics
         topics = sorted({config.topic(pipeline) for pipeline in config.pipelines})
         partitions = [TopicPartition(t, p) for t in topics if t in known for p in sorted(known[t].partitions)]
-        lag = [_lag(consumer, found) for found in consumer.committed(partitions, timeout=_CALL_TIMEOUT_S)]
+        lag = [
+            _lag(consumer, position) for position in consumer.committed(partitions, timeout=_CALL_TIMEOUT_S)
+        ]
     except KafkaException as error:
         address = config.kafka.bootstrap_servers
         return Findings([Part("kafka", False, f"{address} cannot be reached ({error.args[0].str()})", _UP)])
@@ -121,28 +195,25 @@ def _kafka(config: Config) -> Findings:
     if missing:
         message = f"no topic {', '.join(missing)}"
         return Findings([Part("kafka", False, message, "`livevec connector apply` creates it")], lag)
-    behind = sum(one.lag for one in lag)
+    behind = sum(partition.lag for partition in lag)
     return Findings([Part("kafka", True, f"{len(lag)} partitions, {behind:,} records behind")], lag)
 
 
-def _lag(consumer: Consumer, found: TopicPartition) -> PartitionLag:
-    low, high = consumer.get_watermark_offsets(found, timeout=_CALL_TIMEOUT_S, cached=False)
-    committed = found.offset if found.offset >= 0 else None
+def _lag(consumer: Consumer, position: TopicPartition) -> PartitionLag:
+    low, high = consumer.get_watermark_offsets(position, timeout=_CALL_TIMEOUT_S, cached=False)
+    committed = position.offset if position.offset >= 0 else None
     lag = max(0, high - (low if committed is None else committed))
-    return PartitionLag(found.topic, found.partition, committed, high, lag)
+    return PartitionLag(position.topic, position.partition, committed, high, lag)
 
 
 def _postgres(source: PostgresSource) -> Findings:
     name = f"postgres {source.name}"
-    try:
-        with slot.connect(source) as connection:
-            row = connection.execute(
-                "SELECT active, wal_status = 'lost', coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::int8"
-                " FROM pg_replication_slots WHERE slot_name = %s",
-                [source.slot_name],
-            ).fetchone()
-    except psycopg.Error as error:
-        return Findings([Part(name, False, f"refuses the query: {error}".strip(), "see PostgreSQL's log")])
+    with slot.connected(source) as connection:
+        row = connection.execute(
+            "SELECT active, wal_status = 'lost', coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::int8"
+            " FROM pg_replication_slots WHERE slot_name = %s",
+            [source.slot_name],
+        ).fetchone()
     if row is None:
         message = f"up, but there is no slot {source.slot_name}"
         return Findings([Part(name, False, message, "`livevec connector apply` creates it")])
@@ -151,10 +222,10 @@ def _postgres(source: PostgresSource) -> Findings:
     message = f"slot {source.slot_name} {'active' if active else 'not active'}, {lag_bytes:,} bytes behind"
     remedy = ""
     if lost:
-        message = f"slot {source.slot_name} lost log that it needed"
+        message = f"slot {source.slot_name} lost a part of the log that it needed"
         remedy = "delete the connector with its slot, raise the source's `era` by one, apply, verify --repair"
     elif not active:
-        remedy = "see the connector below; log piles up until it reads again"
+        remedy = "see the connector below; PostgreSQL keeps its log until the connector reads again"
     return Findings([Part(name, active and not lost, message, remedy)], slots=[state])
 
 
@@ -207,19 +278,16 @@ async def _redis(config: Config) -> Findings:
 
 async def _index(client: Client, config: Config, pipeline: Pipeline) -> tuple[Part, IndexState | None]:
     name = f"index {pipeline.name}"
-    try:
-        with translated():
-            info = await cast(Any, client.ft(pipeline.name)).info()
-    except StopProcess:
+    info = await schema.info(client, pipeline.name)
+    if info is None:
         return Part(name, False, "there is none", "`livevec run` makes it when it starts"), None
-    plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in info.items()}
     versions = Versions(client, pipeline.name)
     number = (await versions.known()).active
     writer = IndexWriter(client, versions.layout(number), config.redis.pipeline_commands_max)
     state = IndexState(
         pipeline=pipeline.name,
-        documents=int(plain["num_docs"]),
-        indexing_failures=int(plain["hash_indexing_failures"]),
+        documents=info.documents,
+        indexing_failures=info.indexing_failures,
         needs_reconcile=tuple(sorted(await writer.reconcile_reasons())),
     )
     remedy = f"`livevec verify {pipeline.name} --repair`"
@@ -284,7 +352,7 @@ def _daemon(config: Config) -> Findings:
     if status["ready"]:
         part = Part("daemon", True, f"ready at {daemon.url}")
     elif down:
-        part = Part("daemon", False, "; ".join(down), "mend that part; the daemon goes on by itself")
+        part = Part("daemon", False, "; ".join(down), "repair that part; the daemon continues by itself")
     else:
         part = Part("daemon", False, "up, but has no partitions yet", "wait for the group to assign them")
     return Findings([part], freshness=freshness)

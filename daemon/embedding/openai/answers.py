@@ -1,8 +1,9 @@
-"""An answer of /embeddings as an array: base64 or lists of numbers, in whatever order the server gives them."""
+"""Answers of /embeddings as arrays, from base64 or lists of numbers in any order; and those that are kept for later."""
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from daemon.embedding.embedder import Embeddings
 from daemon.embedding.openai.failures import Cause, Failure
 
 _MALFORMED = Failure(Cause.MALFORMED)
+_KEPT_BYTES_MAX = 32 * 1024 * 1024
 
 
 def embeddings_of(content: bytes, texts: int, dimension: int) -> Embeddings | Failure:
-    """float32 [texts, dimension], C-contiguous, read-only; or why the answer is none.
+    """Return float32 [texts, dimension], C-contiguous, read-only; or why the answer is none.
 
     base64 is asked for, since it takes a ninth of the time to read (500 of 1,536: 10 ms, not
     87), but many servers send numbers all the same.
@@ -39,7 +41,7 @@ def embeddings_of(content: bytes, texts: int, dimension: int) -> Embeddings | Fa
 
 
 def _in_order(items: Sequence[Any], texts: int) -> Sequence[Any]:
-    """The items in the order of the texts; without indexes they are in it.
+    """Return the items in the order of the texts; without indexes they are in it.
 
     Raises:
         ValueError: not one item for each text.
@@ -62,3 +64,32 @@ def _row(value: Any) -> Embeddings:
     if row.ndim != 1:
         raise ValueError
     return row
+
+
+class PaidVectors:
+    """Vectors of calls that failed as a whole after a part of them had been answered: no text is paid for twice.
+
+    Without them a call above the provider's limit of tokens per minute would never end: each try would use up the
+    limit with the same texts. They are kept until they are asked for; of too many, the latest.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self._texts_max = _KEPT_BYTES_MAX // (4 * dimension)
+        self._vectors: dict[bytes, Embeddings] = {}
+
+    def keep(self, vectors: Mapping[str, Embeddings]) -> None:
+        """Keep float32 [dimension] of each text."""
+        self._vectors.update((_key(text), vector.copy()) for text, vector in vectors.items())
+        while len(self._vectors) > self._texts_max:
+            del self._vectors[next(iter(self._vectors))]
+
+    def take(self, texts: Sequence[str]) -> dict[str, Embeddings]:
+        """Return those of these texts that are there; they are not kept any longer."""
+        if not self._vectors:
+            return {}
+        vectors = ((text, self._vectors.pop(_key(text), None)) for text in dict.fromkeys(texts))
+        return {text: vector for text, vector in vectors if vector is not None}
+
+
+def _key(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()

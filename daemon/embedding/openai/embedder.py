@@ -10,10 +10,11 @@ import numpy as np
 import orjson
 
 from daemon.embedding.embedder import Embeddings, EmbeddingSpace, Prompt
-from daemon.embedding.openai.answers import embeddings_of
+from daemon.embedding.openai.answers import PaidVectors, embeddings_of
 from daemon.embedding.openai.failures import (
     KEEPS_THE_MODEL,
     TELLS_TO_WAIT,
+    VENDOR_ERRORS,
     Cause,
     Failure,
     failure_class,
@@ -22,7 +23,6 @@ from daemon.embedding.openai.failures import (
     may_lie_in_the_texts,
     wait_s,
 )
-from daemon.embedding.openai.paid_vectors import PaidVectors
 from daemon.embedding.openai.requests import RequestCutter, RequestLimits
 from daemon.errors import ConfigError, FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 from daemon.settings import EmbeddingSettings
@@ -40,7 +40,7 @@ class OpenAIEmbedder:
     """Embeds by POST {url}/embeddings."""
 
     def __init__(self, settings: EmbeddingSettings) -> None:
-        """Raises ConfigError where the URL or the tokenizer cannot be used; nothing is connected yet."""
+        """Raise ConfigError where the URL or the tokenizer cannot be used; nothing is connected yet."""
         self._settings = settings
         self._where = f"model {settings.model!r} at {settings.url}"
         self._endpoint = _endpoint(settings.url)
@@ -80,7 +80,7 @@ class OpenAIEmbedder:
         )
 
     async def start(self) -> EmbeddingSpace:
-        """Raises StopProcess where key, model or dimension do not fit, RetryLater where the server is away."""
+        """Raise StopProcess where key, model or dimension do not fit, RetryLater where the server is away."""
         if self._client is None:
             settings = self._settings
             key = settings.api_key.get_secret_value()
@@ -99,7 +99,7 @@ class OpenAIEmbedder:
         return self.space
 
     async def check(self) -> None:
-        """Sends a request only after a failure, and else once in CHECK_INTERVAL_S."""
+        """Send a request only after a failure, and else once in CHECK_INTERVAL_S."""
         recent = time.monotonic() - self._confirmed_at_s < CHECK_INTERVAL_S
         if recent and not self._space_in_doubt and not self._failing:
             return
@@ -114,7 +114,7 @@ class OpenAIEmbedder:
             self._client = None
 
     async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
-        """float32 [len(texts), dimension], read-only; sent as several requests where the limits say so.
+        """Return float32 [len(texts), dimension], read-only; sent as several requests where the limits say so.
 
         Raises:
             RetryLater: the server is away, overloaded or limits the rate; with the wait that it told.
@@ -178,7 +178,7 @@ class OpenAIEmbedder:
                 response = await client.post(self._endpoint, content=orjson.dumps(body))
         except TimeoutError:
             answer: Embeddings | Failure = Failure(Cause.TIMED_OUT)
-        except httpx.HTTPError as error:
+        except VENDOR_ERRORS as error:
             answer = failure_of_error(error)
         else:
             if response.status_code == httpx.codes.OK:
@@ -189,7 +189,7 @@ class OpenAIEmbedder:
         return answer
 
     def _note(self, answer: Embeddings | Failure) -> None:
-        """What an answer tells about the server, whichever request it was for."""
+        """Return what an answer tells about the server, whichever request it was for."""
         if not isinstance(answer, Failure):
             self._failing = False
             return
@@ -200,13 +200,13 @@ class OpenAIEmbedder:
             self._told_to_wait_until_s = max(self._told_to_wait_until_s, until_s)
 
     def _wait_as_told(self) -> None:
-        """Requests sent before the time that the server told would be refused, and count against its limits."""
+        """Raise RetryLater before the time that the server told: a request would count against its limits."""
         left_s = self._told_to_wait_until_s - time.monotonic()
         if left_s > 0:
             raise RetryLater(f"{self._where} has told to wait; is tried again when that is over", left_s)
 
     async def _confirm_space(self) -> None:
-        """Raises StopProcess where another model answers than at the start; of several callers one asks."""
+        """Raise StopProcess where another model answers than at the start; of several callers one asks."""
         async with self._confirming:
             if self._space_in_doubt:
                 failure = await self._probe()
@@ -221,7 +221,7 @@ class OpenAIEmbedder:
         return None
 
     def _compare(self, probed: Embeddings) -> None:
-        """Raises StopProcess where the vector of PROBE is not that of the model found at the start."""
+        """Raise StopProcess where the vector of PROBE is not that of the model found at the start."""
         vector = probed / max(float(np.linalg.norm(probed)), 1e-12)
         if self._probed is None:
             self._probed = vector
@@ -235,12 +235,12 @@ class OpenAIEmbedder:
         self._confirmed_at_s = time.monotonic()
 
     async def _judged(self, failure: Failure, texts: Sequence[str]) -> FailureClass:
-        """Whether the server or the request is at fault: a server that embeds PROBE right now is not."""
+        """Return whether the server or the request is at fault: a server that embeds PROBE right now is not."""
         if not may_lie_in_the_texts(failure, len(texts)):
             return failure_class(failure, texts=len(texts), where=self._where)
-        found = await self._probe()
-        if found is not None:
-            return failure_class(found, texts=0, where=self._where)
+        probe_failure = await self._probe()
+        if probe_failure is not None:
+            return failure_class(probe_failure, texts=0, where=self._where)
         suspect = hash(texts[0])
         tries = self._tries.pop(suspect, 0) + 1
         verdict = failure_class(failure, texts=len(texts), where=self._where, tries=tries)
@@ -261,7 +261,7 @@ def _endpoint(url: str) -> str:
 
 
 def _gravest(failures: Sequence[BaseException], texts: int) -> BaseException:
-    """Which failure of one call's requests decides: what is no verdict, what ends the process, what to wait for."""
+    """Return the failure that decides a call: what is no verdict, what ends the process, what to wait for."""
     for failure in failures:
         if not isinstance(failure, FailureClass):
             return failure

@@ -4,13 +4,15 @@ Nothing of what the server wrote is shown but its short codes: its messages repe
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from enum import Enum
 
 import httpx
 import orjson
 
-from daemon.embedding.openai.waits import told_wait_s
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 
 TRIES_MAX = 10
@@ -54,6 +56,7 @@ KEEPS_THE_MODEL = {Cause.RATE_LIMITED, Cause.OUT_OF_CREDIT, Cause.REFUSED, Cause
 TELLS_TO_WAIT = {Cause.UNAVAILABLE, Cause.RATE_LIMITED, Cause.OUT_OF_CREDIT}
 """These concern all requests, not only the one that failed."""
 
+VENDOR_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
 CAUSE_BY_ERROR: dict[type[Exception], Cause] = {
     httpx.ConnectError: Cause.UNREACHABLE,
     httpx.ReadError: Cause.UNREACHABLE,
@@ -97,27 +100,27 @@ _CODE = re.compile(r"[a-z_]{1,64}")
 _TOO_LARGE = re.compile(r"too large|too long|context length", re.IGNORECASE)
 
 
-def failure_of_error(error: httpx.HTTPError) -> Failure:
-    """Raises KeyError for an error that httpx added after this table was written."""
+def failure_of_error(error: Exception) -> Failure:
+    """Return what an error of httpx means; one that the table does not name is of a connection that was closed."""
     # Of names, addresses and certificates alone; other errors may quote what was sent.
     said = str(error) if isinstance(error, httpx.ConnectError | httpx.ProxyError) else ""
-    return Failure(CAUSE_BY_ERROR[type(error)], said)
+    return Failure(CAUSE_BY_ERROR.get(type(error), Cause.UNREACHABLE), said)
 
 
 def failure_of_answer(answer: httpx.Response, now_s: float) -> Failure:
-    """What an answer other than 200 means; `now_s` is the time of day, for dates in it."""
+    """Return what an answer other than 200 means; `now_s` is the time of day, for dates in it."""
     code, message = _error_of(answer.content)
     # A status that no standard names is taken for a failure of the server.
     cause = CAUSE_BY_STATUS.get(answer.status_code, Cause.FAILED)
     cause = _CAUSE_BY_CODE.get(code, cause)
     if cause in (Cause.RATE_LIMITED, Cause.FAILED) and _TOO_LARGE.search(message):
         cause = Cause.REFUSED
-    wait_s = told_wait_s(answer.headers, now_s) if cause in TELLS_TO_WAIT else None
-    return Failure(cause, f"{answer.status_code} {code}".strip(), wait_s)
+    told_s = told_wait_s(answer.headers, now_s) if cause in TELLS_TO_WAIT else None
+    return Failure(cause, f"{answer.status_code} {code}".strip(), told_s)
 
 
 def _error_of(content: bytes) -> tuple[str, str]:
-    """Code and message of an error; empty where the server gives none. Only the code is fit to be shown."""
+    """Return code and message of an error; empty where the server gives none. Only the code is fit to be shown."""
     try:
         error = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -135,7 +138,7 @@ def _error_of(content: bytes) -> tuple[str, str]:
 
 
 def may_lie_in_the_texts(failure: Failure, texts: int) -> bool:
-    """Whether another text would tell if the server or the request is at fault.
+    """Return whether another text would tell if the server or the request is at fault.
 
     A lone text that takes too long is no proof against it: the server may be busy.
     """
@@ -143,7 +146,7 @@ def may_lie_in_the_texts(failure: Failure, texts: int) -> bool:
 
 
 def failure_class(failure: Failure, *, texts: int, where: str, tries: int = 0) -> FailureClass:
-    """What to do about it.
+    """Return what to do about a failure.
 
     Args:
         texts: how many the request had; 0: it was the probe, whose text is beyond suspicion.
@@ -163,12 +166,11 @@ def failure_class(failure: Failure, *, texts: int, where: str, tries: int = 0) -
             f"{what} {tries} times for this one text and not for another; {_REMEDIES_OF_A_TEXT}",
             _REASONS[cause],
         )
-    told_s = failure.retry_after_s
-    return RetryLater(f"{what}; {_REMEDIES[cause]}", _WAITS_S[cause] if told_s is None else told_s)
+    return RetryLater(f"{what}; {_REMEDIES[cause]}", wait_s(failure))
 
 
 def wait_s(failure: Failure) -> float:
-    """For how long no request should be sent."""
+    """Return for how long no request should be sent."""
     return _WAITS_S[failure.cause] if failure.retry_after_s is None else failure.retry_after_s
 
 
@@ -208,3 +210,71 @@ _REASONS = {
     Cause.MALFORMED: "embedder_malformed",
     Cause.NOT_FINITE: "embedding_not_finite",
 }
+
+# ---- how long a server tells its clients to wait, in the several ways that such servers have
+
+WAIT_S_MAX = 600.0
+"""A server that tells more is asked after this all the same: it may have changed its mind."""
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LIMITED = ("requests", "tokens")
+
+
+def told_wait_s(headers: Mapping[str, str], now_s: float) -> float | None:
+    """Return the seconds to wait, at most WAIT_S_MAX; None where the headers say nothing.
+
+    Args:
+        headers: of the answer; names in any case, as httpx has them.
+        now_s: the time of day, for a date where the answer has none of its own.
+    """
+    told_s = _retry_after_s(headers, now_s)
+    if told_s is None:
+        told_s = _reset_s(headers)
+    return None if told_s is None else min(max(told_s, 0.0), WAIT_S_MAX)
+
+
+def _retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if _NUMBER.fullmatch(milliseconds):
+        return float(milliseconds) / 1000
+    value = headers.get("retry-after", "").strip()
+    if _NUMBER.fullmatch(value):
+        return float(value)
+    until_s = _date_s(value)
+    # The server's own clock tells better than ours how far away its date is.
+    return None if until_s is None else until_s - (_date_s(headers.get("date", "")) or now_s)
+
+
+def _date_s(value: str) -> float | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+
+
+def _reset_s(headers: Mapping[str, str]) -> float | None:
+    """Return when the exhausted limits are whole again; the nearest one where none is told to be exhausted."""
+    resets_s = {}
+    for limit in _LIMITED:
+        reset_s = _duration_s(headers.get(f"x-ratelimit-reset-{limit}", ""))
+        if reset_s is not None:
+            resets_s[limit] = reset_s
+    if not resets_s:
+        return None
+    exhausted = [
+        reset_s
+        for limit, reset_s in resets_s.items()
+        if headers.get(f"x-ratelimit-remaining-{limit}", "").strip() == "0"
+    ]
+    return max(exhausted) if exhausted else min(resets_s.values())
+
+
+def _duration_s(value: str) -> float | None:
+    """Parse `6m0s`, `250ms` or `1h2m3.5s`; a bare number is seconds."""
+    value = value.strip()
+    parts = _DURATION_PART.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        return None
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)

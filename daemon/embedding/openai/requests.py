@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from daemon.errors import ConfigError
+from daemon.embedding.chunking import load_tokenizer
 
 _BYTES_PER_TOKEN = 2
 """Of UTF-8, for a model whose tokenizer is not named. Prose in any major language has 2.6 to 4.8 with OpenAI's
@@ -39,22 +37,11 @@ class RequestCutter:
 
     def __init__(self, limits: RequestLimits, tokenizer: str = "") -> None:
         self._limits = limits
-        self._tokenizer: Any = None
-        self._special = 0
-        if tokenizer:
-            try:
-                self._tokenizer = Tokenizer.from_file(tokenizer)
-            except Exception as error:
-                raise ConfigError(
-                    f"embedding.tokenizer {tokenizer!r} cannot be read ({error}); "
-                    "name the tokenizer.json of the model, or leave it empty"
-                ) from error
-            self._tokenizer.no_truncation()
-            self._tokenizer.no_padding()
-            self._special = self._tokenizer.num_special_tokens_to_add(False)
+        self._tokenizer = load_tokenizer(tokenizer, "embedding.tokenizer") if tokenizer else None
+        self._special = self._tokenizer.num_special_tokens_to_add(False) if self._tokenizer else 0
 
     async def requests(self, texts: Sequence[str]) -> list[list[str]]:
-        """The texts in their order, as requests; each text as it is sent."""
+        """Return the texts in their order, as requests; each text as it is sent."""
         sizes_bytes = [len(text.encode("utf-8", "replace")) for text in texts]
         limits = self._limits
         # No tokenizer gives more tokens than bytes, so that most calls need no look at their texts.
@@ -64,10 +51,10 @@ class RequestCutter:
             return [list(texts)]
         if self._tokenizer is None:
             return self._packed([self._cut_by_bytes(text) for text in texts])
-        return self._packed(await asyncio.to_thread(self._cut_by_tokens, texts))
+        return self._packed(await asyncio.to_thread(self._cut_by_tokens, self._tokenizer, texts))
 
     def _packed(self, texts: Sequence[tuple[str, int]]) -> list[list[str]]:
-        """Requests as full as the limits allow, of texts with their tokens."""
+        """Return requests as full as the limits allow, of texts with their tokens."""
         requests: list[list[str]] = []
         tokens = 0
         for text, text_tokens in texts:
@@ -90,17 +77,17 @@ class RequestCutter:
             text = data.decode("utf-8", "ignore")  # The cut may be inside a character.
         return text, -(-len(data) // _BYTES_PER_TOKEN)
 
-    def _cut_by_tokens(self, texts: Sequence[str]) -> list[tuple[str, int]]:
+    def _cut_by_tokens(self, tokenizer: Any, texts: Sequence[str]) -> list[tuple[str, int]]:
         most = self._limits.text_tokens_max - self._special
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        found = []
+        encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        cut = []
         for text, encoding in zip(texts, encodings, strict=True):
             room = most
             spans = encoding.offsets
             # A text that is cut inside a word may have more tokens than it had up to there.
             while self._limits.text_tokens_max and len(spans) > most and room > 0:
                 text = text[: spans[room - 1][1]]
-                spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+                spans = tokenizer.encode(text, add_special_tokens=False).offsets
                 room -= 1
-            found.append((text, len(spans) + self._special))
-        return found
+            cut.append((text, len(spans) + self._special))
+        return cut

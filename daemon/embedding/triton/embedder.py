@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from daemon.embedding.embedder import Embeddings, EmbeddingSpace, Prompt
-from daemon.embedding.triton.failures import Cause, cause_of, failure_of
+from daemon.embedding.triton.failures import VENDOR_ERRORS, TritonCause, cause_of, failure_of
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 
 RELOAD_TIMEOUT_S = 60.0
@@ -64,7 +64,7 @@ class TritonEmbedder:
         return self._space
 
     async def start(self) -> EmbeddingSpace:
-        """Raises StopProcess where the model is missing or does not fit, RetryLater where Triton is away."""
+        """Raise StopProcess where the model is missing or does not fit, RetryLater where Triton is away."""
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._url, options=CHANNEL_OPTIONS)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -85,7 +85,7 @@ class TritonEmbedder:
             self._channel = None
 
     async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
-        """float32 [len(texts), dimension], read-only; `prompt` picks the prefix that the model was trained with.
+        """Return float32 [len(texts), dimension], read-only; `prompt` picks the prefix that the model was trained with.
 
         Raises:
             RetryLater: Triton is away, overloaded, or has just been told to reload a model that had died.
@@ -95,12 +95,14 @@ class TritonEmbedder:
         """
         if not texts:
             return np.empty((0, self._dimension or 0), np.float32)
+        if self._channel is None:
+            raise RetryLater(f"{self._where} is not connected; wait for start()")
         async with self._slots:
             try:
                 if self._space_in_doubt or self._space is None:
                     await self._confirm_space()
                 response = await self._infer(texts, prompt)
-            except grpc.RpcError as error:
+            except VENDOR_ERRORS as error:
                 raise await self._failure(error, len(texts)) from error
         return self._embeddings(response, len(texts))
 
@@ -122,13 +124,14 @@ class TritonEmbedder:
         return await self._stub.ModelInfer(request, timeout=self._timeout_s)
 
     def _embeddings(self, response: service_pb2.ModelInferResponse, texts: int) -> Embeddings:
-        shape = tuple(response.outputs[0].shape)
-        if shape != (texts, self._dimension):
+        shape = tuple(response.outputs[0].shape) if response.outputs else ()
+        content = response.raw_output_contents[0] if response.raw_output_contents else b""
+        if shape != (texts, self._dimension) or len(content) != 4 * texts * (self._dimension or 0):
             raise StopProcess(
                 f"{self._where} answered {texts} texts with a tensor of shape {shape}, not of "
                 f"{(texts, self._dimension)}; load the model that the index was made with"
             )
-        embeddings = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(texts, -1)
+        embeddings = np.frombuffer(content, np.float32).reshape(texts, -1)
         if not np.isfinite(embeddings).all():
             if texts > 1:
                 raise SplitBatch(
@@ -141,7 +144,7 @@ class TritonEmbedder:
         return embeddings
 
     async def _confirm_space(self) -> None:
-        """Reads the model's configuration; raises StopProcess where it is not the space we write into."""
+        """Read the model's configuration; raises StopProcess where it is not the space we write into."""
         request = service_pb2.ModelConfigRequest(name=self._model)
         response = await self._stub.ModelConfig(request, timeout=self._timeout_s)
         space = _space_of(response.config, self._where)
@@ -161,50 +164,50 @@ class TritonEmbedder:
         self._space_in_doubt = False
 
     async def _watch_connection(self, channel: grpc.aio.Channel) -> None:
-        """gRPC connects again without a word: a Triton restarted while we were idle may have another model."""
+        """Doubt the model after each new connection: a Triton restarted meanwhile may have another one."""
         while True:
             state = channel.get_state()
             await channel.wait_for_state_change(state)
             if state is grpc.ChannelConnectivity.READY:
                 self._space_in_doubt = True
 
-    async def _failure(self, error: grpc.RpcError, texts: int) -> FailureClass:
+    async def _failure(self, error: Exception, texts: int) -> FailureClass:
         cause = cause_of(error)
-        if cause is Cause.NOT_LOADED and not await self._is_in_repository():
+        if cause is TritonCause.NOT_LOADED and not await self._is_in_repository():
             return StopProcess(
                 f"{self._where} is not in Triton's model repository; build it there, or correct [embedding] model"
             )
-        if cause in (Cause.NOT_LOADED, Cause.STUB_DEAD):
+        if cause in (TritonCause.NOT_LOADED, TritonCause.STUB_DEAD):
             await self._reload_once()
-        self._space_in_doubt |= cause is not Cause.REFUSED
-        alive = cause is Cause.MODEL_FAILED and await self._is_alive()
+        self._space_in_doubt |= cause is not TritonCause.REFUSED
+        alive = cause is TritonCause.MODEL_FAILED and await self._is_alive()
         return failure_of(cause, texts=texts, model_alive=alive, where=self._where)
 
     async def _is_alive(self) -> bool:
         try:
             await self._infer(PROBE)
-        except grpc.RpcError:
+        except VENDOR_ERRORS:
             return False
         return True
 
     async def _is_in_repository(self) -> bool:
-        """True also where Triton does not say."""
+        """Return whether the model is there; true also where Triton does not say."""
         try:
             index = await self._stub.RepositoryIndex(
                 service_pb2.RepositoryIndexRequest(), timeout=self._timeout_s
             )
-        except grpc.RpcError:
+        except VENDOR_ERRORS:
             return True
         return any(model.name == self._model for model in index.models)
 
     async def _reload_once(self) -> None:
-        """Waits for a reload of the model, which all callers share; one cancelled caller does not end it."""
+        """Wait for a reload of the model, which all callers share; one cancelled caller does not end it."""
         if self._reload is None or self._reload.done():
             self._reload = asyncio.create_task(self._unload_and_load())
         await asyncio.shield(self._reload)
 
     async def _unload_and_load(self) -> None:
-        """A dead stub's model comes back by unload and load; load alone does nothing.
+        """Unload and load the model, which brings it back after its stub died; load alone does nothing.
 
         The unload of such a model never ends (Triton 2.51 shows UNLOADING for ever), so nothing waits for it.
         """
@@ -218,7 +221,7 @@ class TritonEmbedder:
             await self._stub.RepositoryModelLoad(
                 service_pb2.RepositoryModelLoadRequest(model_name=name), timeout=RELOAD_TIMEOUT_S
             )
-        except grpc.RpcError:
+        except VENDOR_ERRORS:
             return  # Not in explicit mode, or away: the failure that led here says what to do.
 
 

@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from daemon.errors import LivevecError, RetryLater, StopProcess
 from daemon.settings import KafkaSettings
+from daemon.source.kafka.failures import translated
 from daemon.source.kafka.reader import LibrdkafkaLog, consumer_settings, record_of
 from daemon.source.record import Coordinates, Record
 
@@ -48,7 +49,6 @@ class DeadLetter:
     record: Coordinates | None
     committed_at_s: float
     dead_lettered_at_s: float
-    attempts: int
     place: Coordinates
     value: bytes | None = field(repr=False)
 
@@ -67,7 +67,7 @@ class Letters:
 
 
 def parse(record: Record) -> DeadLetter:
-    """The dead letter in a record of a dead-letter topic; what its headers lack stays empty."""
+    """Return the dead letter in a record of a dead-letter topic; what its headers lack stays empty."""
     headers = {name: value.decode("utf-8", "replace") for name, value in record.headers if value is not None}
 
     def text(name: str) -> str:
@@ -90,28 +90,27 @@ def parse(record: Record) -> DeadLetter:
         record=Coordinates(text("topic"), int(text("partition")), int(text("offset"))) if known else None,
         committed_at_s=number("committed_at_s", record.appended_at_s),
         dead_lettered_at_s=number("dead_lettered_at_s", record.appended_at_s),
-        attempts=int(number("attempts", 1)),
         place=Coordinates(record.topic, record.partition, record.offset),
         value=record.value,
     )
 
 
 def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters:
-    """The newest dead letters, at most `count_max` of each partition, up to the topic's end as it is now.
+    """Return the newest dead letters, at most `count_max` of each partition, up to the topic's end as it is now.
 
     Raises:
         RetryLater: Kafka does not answer.
         LivevecError: the topic does not exist.
     """
     with _consumer(settings) as consumer:
-        found = consumer.list_topics(topic, _ANSWER_S).topics[topic]
-        if found.error is not None:
+        metadata = consumer.list_topics(topic, _ANSWER_S).topics[topic]
+        if metadata.error is not None:
             raise LivevecError(
-                f"the topic {topic} cannot be read ({found.error.str()}); was it ever created?"
+                f"the topic {topic} cannot be read ({metadata.error.str()}); was it ever created?"
             )
         letters: list[DeadLetter] = []
         left_out = 0
-        for partition in found.partitions:
+        for partition in metadata.partitions:
             low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), _ANSWER_S)
             start = max(low, high - count_max)
             left_out += start - low
@@ -122,19 +121,19 @@ def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters
 
 
 def read_committed(settings: KafkaSettings, topic: str) -> dict[int, int]:
-    """The next offset that the settings' consumer group would read of each partition; 0 where it has read none.
+    """Return the next offset that the settings' consumer group would read of each partition; 0 where it has read none.
 
     Raises:
         RetryLater: Kafka does not answer.
     """
     with _consumer(settings) as consumer:
         partitions = consumer.list_topics(topic, _ANSWER_S).topics[topic].partitions
-        found = consumer.committed([TopicPartition(topic, number) for number in partitions], _ANSWER_S)
-        return {one.partition: max(0, one.offset) for one in found}
+        offsets = consumer.committed([TopicPartition(topic, number) for number in partitions], _ANSWER_S)
+        return {offset.partition: max(0, offset.offset) for offset in offsets}
 
 
 def read_partitions(settings: KafkaSettings, topic: str) -> int:
-    """How many partitions a topic has; 0 where there is none of that name.
+    """Return how many partitions a topic has; 0 where there is none of that name.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -144,7 +143,7 @@ def read_partitions(settings: KafkaSettings, topic: str) -> int:
 
 
 def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list[Record | None]:
-    """The record at each place; None where it is gone: by retention, compaction, or with its topic.
+    """Return the record at each place; None where it is gone: by retention, compaction, or with its topic.
 
     Raises:
         RetryLater: Kafka does not answer.
@@ -165,7 +164,7 @@ def read_records(settings: KafkaSettings, places: Sequence[Coordinates]) -> list
 
 
 def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]:
-    """Records of one partition from `start` to before the offset `end`; those that are gone are missing."""
+    """Return records of one partition from `start` to before the offset `end`; those that are gone are missing."""
     if start.offset >= end:
         return
     partition = TopicPartition(start.topic, start.partition, start.offset)
@@ -197,11 +196,12 @@ def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]
 
 @contextlib.contextmanager
 def _consumer(settings: KafkaSettings) -> Iterator[Consumer]:
-    """One that joins no group: its partitions are assigned by hand."""
-    consumer = Consumer({**consumer_settings(settings), "enable.partition.eof": True}, logger=LibrdkafkaLog())
-    try:
-        yield consumer
-    except KafkaException as error:
-        raise RetryLater(f"Kafka does not answer ({error.args[0].str()}); is it up?", 1.0) from error
-    finally:
-        consumer.close()
+    """Open a consumer that joins no group: its partitions are assigned by hand."""
+    with translated("Kafka does not answer"):
+        consumer = Consumer(
+            {**consumer_settings(settings), "enable.partition.eof": True}, logger=LibrdkafkaLog()
+        )
+        try:
+            yield consumer
+        finally:
+            consumer.close()

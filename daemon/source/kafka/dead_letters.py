@@ -8,11 +8,16 @@ import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
 from daemon.core.work import Refusal
-from daemon.errors import RejectRow, RetryLater, StopProcess
+from daemon.errors import RejectRow, RetryLater
 from daemon.index.layout import document_key
 from daemon.settings import KafkaSettings
-from daemon.source.kafka.reader import LibrdkafkaLog, consumer_settings
+from daemon.source.kafka.failures import RecordTooLarge, failure, translated
+from daemon.source.kafka.reader import LibrdkafkaLog
 from daemon.source.record import Record
+
+_POLL_S = 0.5
+"""Longest time that the poller's thread outlives the last delivery."""
+_FLUSH_S = 5
 
 
 class DeadLetterTopic:
@@ -42,11 +47,14 @@ class DeadLetterTopic:
         self._keep_bytes = keep_bytes
 
     async def put(self, refusal: Refusal, error: RejectRow) -> None:
-        """Write a dead letter; returns once the broker has it.
+        """Write a dead letter, and return once the broker has it.
+
+        A record that is too large for the topic is named without its bytes; the header `livevec.bytes_left_out` says
+        how many there were.
 
         Raises:
             RetryLater: Kafka is away.
-            StopProcess: the topic is missing or forbidden.
+            StopProcess: the topic is missing or forbidden, or takes not even the letter without the record's bytes.
         """
         record = refusal.record if isinstance(refusal.record, Record) else None
         version = refusal.version
@@ -65,10 +73,16 @@ class DeadLetterTopic:
         }
         key = record.key if record else self._row_key(refusal.id)
         value = record.value if record and self._keep_bytes else None
-        await self._producer.send(self.topic, key, value, headers)
+        try:
+            await self._producer.send(self.topic, key, value, headers)
+        except RecordTooLarge:
+            if value is None:
+                raise
+            headers["livevec.bytes_left_out"] = str(len(value))
+            await self._producer.send(self.topic, key, None, headers)
 
     def _row_key(self, identifier: str) -> bytes:
-        """The key of a row that was read from the table, as Debezium would write it but for its types."""
+        """Return the key of a row that was read from the table, as Debezium would write it but for its types."""
         if not self._key_columns:
             return identifier.encode()
         values = document_key(identifier, len(self._key_columns))
@@ -76,59 +90,58 @@ class DeadLetterTopic:
 
 
 class DeadLetterProducer:
-    """A Kafka producer whose deliveries can be awaited."""
+    """A Kafka producer whose deliveries can be awaited.
+
+    confluent_kafka.aio.AIOProducer is not used: it takes no headers, which are all that a dead letter consists of.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
-        connection = {
-            name: value
-            for name, value in consumer_settings(settings).items()
-            if name in settings.client or name == "bootstrap.servers"
-        }
-        self._producer = Producer(
-            {**connection, "enable.idempotence": True, "linger.ms": 0}, logger=LibrdkafkaLog()
-        )
+        connection = {**settings.client, "bootstrap.servers": settings.bootstrap_servers}
+        with translated("the dead-letter producer cannot be made"):
+            self._producer = Producer(
+                {**connection, "enable.idempotence": True, "linger.ms": 0}, logger=LibrdkafkaLog()
+            )
         self._poller: asyncio.Task[None] | None = None
         self._waiting = 0
 
     async def send(self, topic: str, key: bytes | None, value: bytes | None, headers: dict[str, str]) -> None:
+        """Write a record, and return once the broker has it.
+
+        Raises:
+            FailureClass: see `failures.failure`.
+        """
         loop = asyncio.get_running_loop()
-        delivered: asyncio.Future[None] = loop.create_future()
+        delivered: asyncio.Future[KafkaError | None] = loop.create_future()
 
-        def report(error: KafkaError | None, message: Message) -> None:
+        def report(error: KafkaError | None, _: Message) -> None:
+            """Take a delivery report, in the thread that polls."""
+            loop.call_soon_threadsafe(settle, error)
+
+        def settle(error: KafkaError | None) -> None:
             if not delivered.done():
-                if error is None:
-                    delivered.set_result(None)
-                else:
-                    delivered.set_exception(_failure(error, topic))
+                delivered.set_result(error)
 
+        what = f"Kafka did not take a dead letter in {topic}"
         try:
-            self._producer.produce(topic, value, key, headers=dict(headers), on_delivery=report)
+            with translated(what):
+                self._producer.produce(topic, value, key, headers=dict(headers), on_delivery=report)
         except BufferError as error:
             raise RetryLater("the dead-letter producer's queue is full; waiting for Kafka", 0.5) from error
         self._waiting += 1
         if self._poller is None or self._poller.done():
-            self._poller = asyncio.ensure_future(self._poll())
+            self._poller = asyncio.create_task(self._poll())
         try:
-            await delivered
+            refusal = await delivered
         finally:
             self._waiting -= 1
+        if refusal is not None:
+            raise failure(refusal, what)
 
     async def _poll(self) -> None:
+        """Serve delivery reports while somebody waits for one; poll() returns as soon as there is one."""
         while self._waiting:
-            self._producer.poll(0)
-            await asyncio.sleep(0.005)
+            await asyncio.to_thread(self._producer.poll, _POLL_S)
 
     def close(self) -> None:
-        self._producer.flush(5)
-
-
-def _failure(error: KafkaError, topic: str) -> RetryLater | StopProcess:
-    if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
-        return StopProcess(
-            f"the dead-letter topic {topic} does not exist; `livevec connector apply` creates it"
-        )
-    if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.MSG_SIZE_TOO_LARGE):
-        return StopProcess(
-            f"Kafka refuses dead letters in {topic} ({error.str()}); allow them, nothing is dropped"
-        )
-    return RetryLater(f"Kafka did not take a dead letter ({error.str()})", 0.5)
+        """Wait a little for what is under way; whoever awaits it has to be cancelled before."""
+        self._producer.flush(_FLUSH_S)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from daemon.errors import LivevecError
 from daemon.settings import KafkaSettings
+from daemon.source.kafka.failures import translated
 from daemon.source.kafka.reader import LibrdkafkaLog
 
 _QUEUE_FULL_POLL_S = 0.05
@@ -23,7 +24,7 @@ class Published:
 
 
 def publisher_settings(settings: KafkaSettings) -> dict[str, Any]:
-    """librdkafka's settings for an event at a time.
+    """Return librdkafka's settings for an event at a time.
 
     linger 0 sends at once (the default of 5 ms is the latency); an event of a few hundred bytes is not worth
     compressing; acks=all with idempotence keeps the order of one key's events. Its price on one broker, 500 events
@@ -55,7 +56,8 @@ def publish(
     Raises:
         LivevecError: the broker refused one; those before it may be written.
     """
-    producer = Producer(publisher_settings(settings), logger=LibrdkafkaLog())
+    with translated(f"cannot publish to {topic}"):
+        producer = Producer(publisher_settings(settings), logger=LibrdkafkaLog())
     took_s: list[float] = []
     failed: list[KafkaError] = []
     for identifier, value in events:
@@ -70,11 +72,10 @@ def publish(
         data = None if value is None else orjson.dumps(value)
         while True:
             try:
-                producer.produce(topic, data, identifier.encode(), on_delivery=report)
+                with translated(f"cannot publish to {topic}"):
+                    producer.produce(topic, data, identifier.encode(), on_delivery=report)
             except BufferError:
                 producer.poll(_QUEUE_FULL_POLL_S)
-            except KafkaException as error:
-                raise LivevecError(f"cannot publish to {topic}: {error}") from error
             else:
                 break
         producer.poll(0)

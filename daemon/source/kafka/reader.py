@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from daemon.errors import RetryLater, StopProcess
+from daemon.errors import FailureClass, RetryLater, StopProcess
 from daemon.settings import KafkaSettings
+from daemon.source.kafka.failures import failure, translated
 from daemon.source.record import Record
 
 Partition = tuple[str, int]
@@ -77,7 +78,8 @@ class KafkaReader:
         self._topics = list(topics)
         self._listener = listener
         self._loop = loop
-        self._consumer = Consumer(consumer_settings(settings), logger=LibrdkafkaLog())
+        with translated("the Kafka consumer cannot be made"):
+            self._consumer = Consumer(consumer_settings(settings), logger=LibrdkafkaLog())
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._paused: frozenset[str] = frozenset()
@@ -113,7 +115,7 @@ class KafkaReader:
         self._calls.put(call)
 
     async def partitions(self, topic: str) -> int:
-        """How many partitions a topic has; 0 while it does not exist.
+        """Return how many partitions a topic has; 0 while it does not exist.
 
         Raises:
             RetryLater: Kafka does not answer.
@@ -123,12 +125,12 @@ class KafkaReader:
         def call() -> None:
             # Asked from another thread, it waits until the consumer's own is between two polls, which may be never.
             try:
-                found = len(self._consumer.list_topics(topic, 5).topics[topic].partitions)
-            except KafkaException as error:
-                failure = RetryLater(f"Kafka does not tell the partitions of {topic} ({error})", 1.0)
-                self._loop.call_soon_threadsafe(answered.set_exception, failure)
+                with translated(f"Kafka does not tell the partitions of {topic}"):
+                    count = len(self._consumer.list_topics(topic, 5).topics[topic].partitions)
+            except FailureClass as error:
+                self._loop.call_soon_threadsafe(answered.set_exception, error)
             else:
-                self._loop.call_soon_threadsafe(answered.set_result, found)
+                self._loop.call_soon_threadsafe(answered.set_result, count)
 
         self._calls.put(call)
         return await answered
@@ -137,16 +139,17 @@ class KafkaReader:
 
     def _run(self) -> None:
         try:
-            self._consumer.subscribe(
-                self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
-            while not self._stopping.is_set():
-                has_room = self._room.acquire(timeout=_POLL_S)
-                # A pause that what was handed over led to is asked for before its room is free: obey it first.
-                self._make_calls()
-                if has_room and not self._read():
-                    self._room.release()
-            self._consumer.close()
+            with translated("the Kafka consumer cannot go on"):
+                self._consumer.subscribe(
+                    self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+                )
+                while not self._stopping.is_set():
+                    has_room = self._room.acquire(timeout=_POLL_S)
+                    # A pause that what was handed over led to is asked for before its room is free: obey it first.
+                    self._make_calls()
+                    if has_room and not self._read():
+                        self._room.release()
+                self._consumer.close()
         except BaseException as error:  # noqa: BLE001 - handed to the listener, which ends the process
             if not self._stopping.is_set():
                 self._loop.call_soon_threadsafe(self._listener.failed, error)
@@ -171,7 +174,7 @@ class KafkaReader:
         return bool(records)
 
     def _received(self, records: Sequence[Record], seeks: int) -> None:
-        """In the loop."""
+        """Hand records over, in the event loop."""
         try:
             self._listener.received(records, seeks)
         finally:
@@ -188,13 +191,10 @@ class KafkaReader:
             if message.topic() not in self._missing:
                 self._missing.add(str(message.topic()))
                 log.error("topic_missing", topic=message.topic(), remedy="livevec connector apply creates it")
-        elif code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
-            raise StopProcess(
-                f"Kafka refuses the consumer ({error.str()}); grant read on the topic and the group"
-            )
-        elif error.fatal():
-            raise StopProcess(f"the Kafka consumer cannot go on ({error.str()}); start the daemon again")
         else:
+            decision = failure(error, "the Kafka consumer cannot go on")
+            if not isinstance(decision, RetryLater):
+                raise decision
             log.warning("kafka_error", error=error.str(), topic=message.topic())
 
     def _make_calls(self) -> None:
@@ -219,7 +219,7 @@ class KafkaReader:
                 log.warning("commit_failed", error=str(error))
 
     def _seek(self, offsets: Mapping[Partition, int | None]) -> None:
-        """Assigned anew instead of seek(): that is refused while a partition's fetcher is being reset."""
+        """Assign the partitions anew; seek() is refused while a partition's fetcher is being reset."""
         owned = {partition: offset for partition, offset in offsets.items() if partition in self._assignment}
         if not owned:
             return
@@ -245,11 +245,11 @@ class KafkaReader:
     def _committed(self, partitions: list[TopicPartition]) -> dict[Partition, int | None]:
         while not self._stopping.is_set():
             try:
-                found = self._consumer.committed(partitions, timeout=5)
+                committed = self._consumer.committed(partitions, timeout=5)
             except KafkaException as error:
                 log.warning("committed_offsets_unavailable", error=str(error))
                 continue
-            return {(p.topic, p.partition): p.offset if p.offset >= 0 else None for p in found}
+            return {(p.topic, p.partition): p.offset if p.offset >= 0 else None for p in committed}
         return {}
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -280,7 +280,7 @@ class KafkaReader:
 
 
 def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:
-    """librdkafka's settings; the user's come last and win, except those that the rules of progress stand on."""
+    """Return librdkafka's settings; the user's come last and win, except those that the rules of progress stand on."""
     return {
         # The defaults of the next two cost up to 500 ms and 1 s.
         "fetch.wait.max.ms": settings.fetch_wait_max_ms,
@@ -316,7 +316,7 @@ def _offset(offset: int | None) -> int:
 
 
 def record_of(message: Message, received_at_s: float) -> Record:
-    """A record as the rest of the daemon takes it; not for a message that carries an error."""
+    """Return a record as the rest of the daemon takes it; not for a message that carries an error."""
     headers = message.headers()
     _, timestamp_ms = message.timestamp()
     return Record(

@@ -48,7 +48,7 @@ class XidAnchors:
                 await cast(Any, self._client).sadd(self._key, *texts)
 
     def widen(self, xid: int, era: int, lsn: int) -> int:
-        """See `core.version.widen_xid`.
+        """Widen an xid, see `core.version.widen_xid`.
 
         Raises:
             StopPipeline: no anchor of that era is known.

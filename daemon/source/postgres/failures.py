@@ -20,6 +20,9 @@ _RETRIED_CLASSES = {
     "XX": 1.0,  # internal error
     "72": _BUSY_S,  # snapshot too old
 }
+_REFUSED_BY_PSYCOPG = (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError)
+"""Without an SQLSTATE these are psycopg's own: a connection string or a value that it does not send."""
+_REMEDY_OF_DSN = "correct the source's `dsn`, or the row whose key it cannot send"
 _REMEDIES = {
     "3F": "correct `table` of the pipeline",
     "42501": "grant the role SELECT on the table, and BYPASSRLS where row security hides rows from it",
@@ -32,12 +35,14 @@ _REMEDIES = {
 
 
 def failure(error: psycopg.Error, what: str) -> FailureClass:
-    """The failure class of an error.
+    """Return the failure class of an error.
 
     Args:
         what: the source or table concerned, for the message.
     """
     state = error.sqlstate or ""
+    if not state and isinstance(error, _REFUSED_BY_PSYCOPG):
+        return StopPipeline(f"{what}: psycopg refused a call: {_message(error)}; {_REMEDY_OF_DSN}")
     if not state:
         # No SQLSTATE: libpq found no server, lost it, or was turned away (a wrong password, a missing database).
         return RetryLater(f"{what}: PostgreSQL cannot be reached: {_one_line(str(error))}", _AWAY_S)
@@ -63,8 +68,8 @@ def translated(what: str) -> Iterator[None]:
 
 
 def _message(error: psycopg.Error) -> str:
-    """Class 22 quotes the value that it refused, and values are not shown."""
-    if (error.sqlstate or "").startswith("22"):
+    """Return what an error says; not of a DataError (class 22), which quotes the value that it refused."""
+    if isinstance(error, psycopg.DataError):
         return type(error).__name__
     return _one_line(error.diag.message_primary or str(error))
 
@@ -74,7 +79,7 @@ def _one_line(text: str) -> str:
 
 
 def refusal_of_read(error: Exception) -> RejectRow | None:
-    """What a failed read says about its rows; None: the failure is not the rows'.
+    """Return what a failed read says about its rows; None: the failure is not the rows'.
 
     The messages name no value: drivers quote them.
     """
@@ -84,9 +89,10 @@ def refusal_of_read(error: Exception) -> RejectRow | None:
         )
     cause = error.__cause__
     state = (cause.sqlstate or "") if isinstance(cause, psycopg.Error) else ""
-    if state[:2] in ("22", "XX", "54"):
+    if isinstance(cause, psycopg.DataError) or state[:2] in ("XX", "54"):
         return RejectRow(
-            f"PostgreSQL cannot give this row ({type(cause).__name__}, {state}); correct the row, or --where",
+            f"PostgreSQL cannot give this row ({type(cause).__name__}, {state or 'no SQLSTATE'}); "
+            "correct the row, or --where",
             "unreadable",
         )
     if state == "57014":

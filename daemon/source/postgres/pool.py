@@ -1,4 +1,9 @@
-"""At most two connections to a source, opened when needed and again after a loss."""
+"""At most two connections to a source, opened when needed and again after a loss.
+
+psycopg_pool is not used: it connects in the background, so that who waits for a connection learns after its whole
+timeout that there was none, and the reason (a wrong password, a standby, no server) stays in its log, beside
+attempts that go on by themselves. `daemon.patience` retries here, with the reason shown in the health.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -32,7 +37,7 @@ class Pool:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection of the pool; one that failed is closed, so that the next call opens another."""
+        """Lend a connection of the pool; one that failed is closed, so that the next call opens another."""
         async with self._free:
             with translated(self._what):
                 connection: Connection | None = None
@@ -48,7 +53,7 @@ class Pool:
 
     @asynccontextmanager
     async def any_connection(self) -> AsyncIterator[Connection]:
-        """A connection of its own, also to a standby, closed at the end."""
+        """Open a connection of its own, also to a standby, and close it at the end."""
         with translated(self._what):
             async with asyncio.timeout(self._source.timeout_s * 2):
                 connection = await self._open()
@@ -94,14 +99,14 @@ class Pool:
 
 
 async def one_row(connection: Connection, query: str, parameters: Mapping[str, object] | None = None) -> Any:
-    """The only row of a query."""
-    found = await (await connection.execute(query, parameters)).fetchone()
-    assert found is not None
-    return found
+    """Return the only row of a query."""
+    row = await (await connection.execute(query, parameters)).fetchone()
+    assert row is not None
+    return row
 
 
 async def one_value(
     connection: Connection, query: str, parameters: Mapping[str, object] | None = None
 ) -> Any:
-    """The only value of a query."""
+    """Return the only value of a query."""
     return (await one_row(connection, query, parameters))[0]

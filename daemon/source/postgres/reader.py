@@ -58,7 +58,6 @@ class BlockingTransaction:
     user: str | None
     application: str | None
     state: str | None
-    started_at_s: float | None
     prepared_as: str | None
 
     def __str__(self) -> str:
@@ -100,7 +99,7 @@ class PostgresReader:
         await self._pool.close()
 
     async def schema(self, table: str) -> TableSchema:
-        """The table as it is now.
+        """Read the schema of a table as it is now.
 
         Args:
             table: `schema.table`.
@@ -111,7 +110,7 @@ class PostgresReader:
     async def reread(
         self, table: TableSchema, keys: Sequence[tuple[str, ...]], columns: Sequence[str]
     ) -> SnapshotRows:
-        """The rows of these keys, as one snapshot sees them.
+        """Read the rows of these keys, as one snapshot sees them.
 
         Args:
             keys: as text, as a record's key gives them, in the order of `table.key`.
@@ -121,15 +120,17 @@ class PostgresReader:
         arrays = sql.SQL(", ").join(
             sql.SQL("%s::text[]::{}[]").format(_raw(table.column(name).base_sql)) for name in table.key
         )
-        wanted = sql.SQL(", ").join(sql.Identifier(f"k{place}") for place in range(len(table.key)))
+        names = sql.SQL(", ").join(sql.Identifier(f"k{place}") for place in range(len(table.key)))
         condition = sql.SQL("({}) IN (SELECT {} FROM unnest({}) AS wanted({}))").format(
-            _columns(table.key), wanted, arrays, wanted
+            _columns(table.key), names, arrays, names
         )
-        found = await self._rows(table, columns, condition, sql.SQL(""), literals)
+        read = await self._rows(table, columns, condition, sql.SQL(""), literals)
         # Equal by the type's operator is not equal by text: numeric 1.0 and 1.00, citext a and A.
-        asked = set(keys)
+        keys_asked_for = set(keys)
         return SnapshotRows(
-            found.version, tuple(row for row in found.rows if table.key_of(row) in asked), found.read_at_s
+            read.version,
+            tuple(row for row in read.rows if table.key_of(row) in keys_asked_for),
+            read.read_at_s,
         )
 
     async def chunk(
@@ -142,7 +143,7 @@ class PostgresReader:
         until: tuple[str, ...] | None = None,
         inclusive: bool = False,
     ) -> SnapshotRows:
-        """The next rows in the order of the primary key.
+        """Read the next rows in the order of the primary key.
 
         Args:
             after: key of the row before the first; None: from the beginning.
@@ -157,7 +158,7 @@ class PostgresReader:
         return await self._rows(table, columns, condition, tail, [*parameters, limit])
 
     async def snapshot(self) -> SnapshotVersion:
-        """What is visible now."""
+        """Return what is visible now."""
         async with self._pool.connection() as connection:
             return self._version(await one_value(connection, "SELECT pg_current_snapshot()::text"))
 
@@ -172,25 +173,25 @@ class PostgresReader:
         """
         begun = await self.barrier_begun()
         while True:
-            found = await self.barrier_passed(begun)
-            if isinstance(found, SnapshotVersion):
-                return found
-            on_wait(found)
+            result = await self.barrier_passed(begun)
+            if isinstance(result, SnapshotVersion):
+                return result
+            on_wait(result)
             await asyncio.sleep(poll_s)
 
     async def barrier_begun(self) -> int:
-        """A transaction id that is newer than those of all that run now: its own, of a transaction that has ended."""
+        """Return a transaction id newer than all that run now: that of a transaction of its own, which has ended."""
         async with self._pool.connection() as connection:
             return int(await one_value(connection, "SELECT pg_current_xact_id()::text"))
 
     async def barrier_passed(self, begun: int) -> SnapshotVersion | list[BlockingTransaction]:
-        """A snapshot that sees every transaction up to `begun`, or those that still run."""
+        """Return a snapshot that sees every transaction up to `begun`, or those that still run."""
         version = await self.snapshot()
         # xmin, not xmax: a change can be in the log with xid = xmax.
         return version if version.xmin > begun else await self._blocking(begun)
 
     async def anchor(self) -> Anchor:
-        """A moment at which the position in the log and the next xid are both known."""
+        """Return a moment at which the position in the log and the next xid are both known."""
         async with self._pool.connection() as connection:
             lsn, xid = await one_row(
                 connection,
@@ -199,7 +200,7 @@ class PostgresReader:
         return Anchor(self._source.era, lsn, xid)
 
     async def identity(self) -> SourceIdentity:
-        """Which database this is; answers for a standby too."""
+        """Read which database this is, of a standby too."""
         async with self._pool.any_connection() as connection:
             in_recovery = await one_value(connection, "SELECT pg_is_in_recovery()")
             # A primary's control file shows the timeline only after its next checkpoint, its WAL at once.
@@ -216,7 +217,7 @@ class PostgresReader:
         return SourceIdentity(system, number, in_recovery, database_oid)
 
     async def count_estimate(self, table: TableSchema) -> int:
-        """About how many rows there are, from the statistics, or from its size where none were taken yet."""
+        """Return about how many rows there are, from the statistics, or from its size where none were taken yet."""
         async with self._pool.connection() as connection:
             return int(
                 await one_value(
@@ -231,7 +232,7 @@ class PostgresReader:
     async def matching_estimate(
         self, table: TableSchema, where: str | None, after: tuple[str, ...] | None
     ) -> int:
-        """About how many rows the planner expects from `chunk` with these.
+        """Return about how many rows the planner expects from `chunk` with these.
 
         Raises:
             StopPipeline: `where` is no condition over this table.
@@ -245,7 +246,7 @@ class PostgresReader:
         return int(shown[0][0]["Plan"]["Plan Rows"])
 
     async def key_ranges(self, table: TableSchema, parts: int) -> list[tuple[str, ...]]:
-        """Keys that cut the table into about equal parts, ascending, at most `parts - 1`; from a sample.
+        """Return keys that cut the table into about equal parts, ascending, at most `parts - 1`; from a sample.
 
         A part is what `chunk` reads between one as `after` and the next as `until`; the last has no end.
         """
@@ -298,7 +299,7 @@ class PostgresReader:
         tail: sql.Composable,
         parameters: Sequence[object],
     ) -> SnapshotRows:
-        """Rows under a snapshot. The lock comes first: an ALTER TABLE that rewrites the table between snapshot
+        """Read rows under a snapshot. The lock comes first: an ALTER TABLE that rewrites the table between snapshot
         and lock would make it look empty, since the new file holds no row that the old snapshot sees.
         """
         names = list(dict.fromkeys((*table.key, *columns)))
@@ -326,12 +327,11 @@ class PostgresReader:
             return SnapshotRows(self._version(taken[0]), _decoded(cursor, table, names, codecs), read_at_s)
 
     async def _blocking(self, passed: int) -> list[BlockingTransaction]:
-        """Transactions with an xid up to `passed`; a subtransaction's lock counts for its process."""
+        """Return transactions with an xid up to `passed`; a subtransaction's lock counts for its process."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
                 "SELECT DISTINCT ON (coalesce(l.pid::text, p.gid)) l.transactionid::text::int8, l.pid,"
-                " coalesce(a.usename, p.owner)::text, a.application_name, a.state,"
-                " extract(epoch FROM coalesce(a.xact_start, p.prepared))::float8, p.gid"
+                " coalesce(a.usename, p.owner)::text, a.application_name, a.state, p.gid"
                 " FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid"
                 " LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid"
                 " WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted"
@@ -340,14 +340,14 @@ class PostgresReader:
             )
             rows = await cursor.fetchall()
         found = []
-        for xid, *rest in rows:
+        for xid, *facts in rows:
             behind = (passed - xid) % _XID_MODULUS
             if behind < _XID_MODULUS // 2:
-                found.append(BlockingTransaction(passed - behind, *rest))
+                found.append(BlockingTransaction(passed - behind, *facts))
         return sorted(found, key=lambda blocking: blocking.xid)
 
     def _version(self, snapshot: str) -> SnapshotVersion:
-        """`xmin:xmax:xip` as pg_current_snapshot() writes it."""
+        """Parse `xmin:xmax:xip`, as pg_current_snapshot() writes it."""
         xmin, xmax, xip = snapshot.split(":")
         running = tuple(int(xid) for xid in xip.split(",")) if xip else ()
         return SnapshotVersion(self._source.era, int(xmin), int(xmax), running)
@@ -356,7 +356,7 @@ class PostgresReader:
 def _decoded(
     cursor: AsyncCursor[Any], table: TableSchema, names: Sequence[str], codecs: Sequence[Codec]
 ) -> tuple[Row, ...]:
-    """All rows of a result. They are taken as text, past psycopg's own conversions.
+    """Return all rows of a result. They are taken as text, past psycopg's own conversions.
 
     Raises:
         StopPipeline: a column is of another type than when the schema was read.
@@ -394,5 +394,5 @@ def _columns(names: Sequence[str]) -> sql.Composable:
 
 
 def _raw(text: str) -> sql.SQL:
-    """SQL that was made here or read quoted from the catalog."""
+    """Return SQL that was made here or read quoted from the catalog."""
     return sql.SQL(text)

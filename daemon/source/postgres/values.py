@@ -84,7 +84,7 @@ class Codec:
 
 
 def codec(column: ColumnType) -> Codec | None:
-    """How to read a column of this type; None: it cannot be made equal to what Debezium carries."""
+    """Return how to read a column of this type; None: it cannot be made equal to what Debezium carries."""
     if column.array:
         element = _str if column.enum else _ELEMENTS.get(column.name)
         if element is None:
@@ -120,7 +120,7 @@ def _float4(text: str) -> Any:
 
 
 def float4(value: Any) -> Any:
-    """One decimal for all texts of the same float4: JDK 17 writes 291.32812 where PostgreSQL writes 291.32813."""
+    """Return one decimal for all texts of a float4: JDK 17 writes 291.32812 where PostgreSQL writes 291.32813."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return value
     exact = _FLOAT4.unpack(_FLOAT4.pack(value))[0]
@@ -157,7 +157,7 @@ def _date(text: str) -> str:
 
 
 def _iso_date(text: str) -> str:
-    """Astronomical years: 1 BC is year 0."""
+    """Return an ISO date with an astronomical year: 1 BC is year 0."""
     match = _DATE.match(text)
     if match is None:
         raise ValueError("not a date")
@@ -174,7 +174,7 @@ def _time(text: str) -> str:
 
 
 def _timetz(text: str) -> str:
-    """Moved to UTC; 24:00:00 at UTC stays."""
+    """Return the time at UTC; 24:00:00 at UTC stays."""
     clock, sign, zone = re.split(r"([+-])", text, maxsplit=1)
     hours, minutes, seconds = clock.split(":")
     whole, point, fraction = seconds.partition(".")
@@ -228,7 +228,7 @@ def _array(element: Decode) -> Decode:
 
 
 def parse_array(text: str) -> list[Any]:
-    """The elements of an array's text as text or None; those of inner dimensions as lists."""
+    """Return the elements of an array's text as text or None; those of inner dimensions as lists."""
     stack: list[list[Any]] = [[]]
     for match in _ARRAY_TOKEN.finditer(text, text.index("{")):
         opening, closing, quoted, bare = match.groups()
@@ -241,9 +241,9 @@ def parse_array(text: str) -> list[Any]:
             stack[-1].append(re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
         else:
             stack[-1].append(None if bare == "NULL" else bare)
-    found = stack[0][0]
-    assert isinstance(found, list)
-    return found
+    elements = stack[0][0]
+    assert isinstance(elements, list)
+    return elements
 
 
 _ARRAY_TOKEN = re.compile(r'(\{)|(\})|"((?:[^"\\]|\\.)*)"|([^{},"]+)', re.DOTALL)
@@ -275,15 +275,15 @@ def _timestamp_literal(text: str) -> str:
     return _with_era(date, " " + clock)
 
 
-def _with_era(date: str, rest: str) -> str:
-    """A date with an astronomical year, as PostgreSQL writes it."""
+def _with_era(date: str, clock: str) -> str:
+    """Return a date with an astronomical year, as PostgreSQL writes it."""
     match = re.fullmatch(r"([+-]?)(\d+)(-\d\d-\d\d)", date)
     if match is None:
         raise ValueError("not a date")
     year = int(match[2])
     if match[1] == "-" or year == 0:
-        return f"{year + 1:04d}{match[3]}{rest} BC"
-    return f"{year:04d}{match[3]}{rest}"
+        return f"{year + 1:04d}{match[3]}{clock} BC"
+    return f"{year:04d}{match[3]}{clock}"
 
 
 def _time_literal(text: str) -> str:
@@ -329,6 +329,4 @@ _ELEMENTS: dict[str, Decode] = {
     "bytea": _bytea,
 }
 SCALAR_TYPES = frozenset(_SCALARS) | {"bit", "varbit", "timestamptz"}
-ELEMENT_TYPES = frozenset(_ELEMENTS)
-KEY_TYPES = frozenset(name for name, one in _SCALARS.items() if one.key_literal) | {"timestamptz"}
-"""Names of the types that `codec` takes; `connectors/column_types.py` names the same."""
+"""Names of the types, other than arrays and enums, that `codec` takes."""

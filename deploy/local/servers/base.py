@@ -1,4 +1,4 @@
-"""What the supervisor asks of every server."""
+"""What every server of the stack has: its place, its command, its probe."""
 
 import importlib.metadata
 import importlib.util
@@ -21,12 +21,12 @@ TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
 class NotReady(Exception):
-    """The probe's answer while a server does not do its work yet; the message says what is missing."""
+    """A server does not do its work yet; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a stack lives and what it is made of."""
+    """The place of a stack: its home, its ports, and the folders that it needs."""
 
     home: Home
     ports: Mapping[str, int]
@@ -38,18 +38,23 @@ class Site:
 
 @dataclass(frozen=True)
 class Command:
-    """How to start a process: `wrapper` (setpriv options) runs before, `stop_signal` ends it gracefully."""
+    """How to start and stop a process.
+
+    Attributes:
+        privileges: options of setpriv, which runs before it.
+        stop_signal: ends it gracefully.
+        orphan_signal: what the kernel sends it when the supervisor dies; see prctl(2), PR_SET_PDEATHSIG.
+    """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     privileges: tuple[str, ...] = ()
     stop_signal: int = SIGTERM
-    # What the kernel sends when the supervisor dies; see prctl(2), PR_SET_PDEATHSIG.
     orphan_signal: str = "KILL"
 
 
 def launch_line(command: Command) -> tuple[str, ...]:
-    """The command behind setpriv, which sets the death signal last: a change of uid would clear it."""
+    """Return the command behind setpriv, which sets the death signal last: a change of uid would clear it."""
     return ("setpriv", *command.privileges, "--pdeathsig", command.orphan_signal, "--", *command.argv)
 
 
@@ -58,7 +63,8 @@ class Server(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
-    start_timeout_s: ClassVar[float] = 90.0
+    # A start has failed when the log has not grown for so long.
+    start_quiet_s_max: ClassVar[float] = 90.0
     stop_timeout_s: ClassVar[float] = 10.0
 
     def __init__(self, site: Site) -> None:
@@ -71,30 +77,30 @@ class Server(ABC):
         return f"127.0.0.1:{self.port}"
 
     def prepare(self) -> None:
-        """Make data folder and configuration fit for a start, also after any crash."""
+        """Prepare the data folder and the configuration for a start, also after a crash."""
         self.data.mkdir(parents=True, exist_ok=True)
 
     @abstractmethod
     def command(self) -> Command:
-        """The process; called after `prepare`."""
+        """Return the command; called after `prepare`."""
 
     @abstractmethod
     def probe(self) -> None:
-        """Let the server do a piece of its real work; raises NotReady until it can."""
+        """Let the server do a piece of its real work; raise NotReady until it can."""
 
     def heal(self) -> str | None:
-        """Called every few seconds while running: repair what no exit status shows; says what was done."""
+        """Repair what no exit status shows, and say what was done; called every few seconds while it runs."""
         return None
 
     def environment(self, command: Command) -> dict[str, str]:
-        """That of a process of this server; marked, so that a later stack finds it whatever happens to this one."""
+        """Return the environment of a process of this server, with a mark by which a later stack finds the process."""
         inherited = {name: value for name, value in os.environ.items() if name != SUPERVISOR_MARK}
         # Java spells file names in the locale's encoding, which in an empty environment is ASCII.
         ours = {"LC_ALL": "C.UTF-8", SERVER_MARK: str(self.site.home.path)}
         return {**inherited, **ours, **command.environment}
 
     def run_tool(self, command: Command) -> subprocess.CompletedProcess[str]:
-        """Run a command that prepares this server; its output, in stdout, holds both streams."""
+        """Run a command that prepares this server; `stdout` of the result holds both streams."""
         return subprocess.run(
             launch_line(command),
             stdout=subprocess.PIPE,
@@ -107,7 +113,7 @@ class Server(ABC):
         )
 
     def render(self, template: str, **values: object) -> Path:
-        """Fill a properties template of this package into the home's configuration folder."""
+        """Fill a properties template of this package, and write it to the home's configuration folder."""
         text = (TEMPLATES / template).read_text("utf-8")
         path = self.site.home.config / template
         # A properties file is Latin-1 with the escapes of JSON's strings.
@@ -117,7 +123,7 @@ class Server(ABC):
 
 
 def package_folder(module: str) -> Path:
-    """The folder of an installed package, without importing it."""
+    """Return the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise StackError(f"the Python package {module} is not installed; run: pip install 'livevec[local]'")
@@ -125,7 +131,7 @@ def package_folder(module: str) -> Path:
 
 
 def package_file(distribution: str, name: str) -> Path:
-    """A file that a distribution installed, by the end of its path."""
+    """Return a file that a distribution installed, by the end of its path."""
     try:
         files = importlib.metadata.files(distribution) or []
     except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ PACKAGE = "openjdk-17-jre-headless"
 
 
 def java() -> str:
-    """The command; of $JAVA_HOME first."""
+    """Return the command of $JAVA_HOME, else that of the path."""
     home = os.environ.get("JAVA_HOME")
     command = shutil.which("java", path=f"{home}/bin") if home else None
     command = command or shutil.which("java")
@@ -24,15 +24,15 @@ def java() -> str:
 
 
 def check() -> None:
-    """Raises StackError where Java is missing or too old, naming the package to install."""
+    """Raise StackError where Java is missing or too old, naming the package to install."""
     command = java()
     result = subprocess.run([command, "-version"], capture_output=True, text=True, check=False)
-    found = re.search(r'version "(?:1\.)?(\d+)', result.stderr + result.stdout)
-    if result.returncode or found is None:
+    version = re.search(r'version "(?:1\.)?(\d+)', result.stderr + result.stdout)
+    if result.returncode or version is None:
         raise StackError(f"`{command} -version` fails: install the Debian package {PACKAGE}")
-    if int(found[1]) < VERSION_MIN:
+    if int(version[1]) < VERSION_MIN:
         raise StackError(
-            f"{command} is Java {found[1]}; Kafka needs {VERSION_MIN} or newer: install the Debian package "
+            f"{command} is Java {version[1]}; Kafka needs {VERSION_MIN} or newer: install the Debian package "
             f"{PACKAGE}, or set JAVA_HOME"
         )
 

@@ -21,7 +21,7 @@ SHARED = Path("/var/lib/livevec")
 ABANDONED_AFTER_S = 7 * 86_400.0
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # Socket paths are limited to 107 bytes and homes are not; TCP is all we need.
+    # A socket's path may have 107 bytes, and a home's path may be longer; TCP is enough.
     "unix_socket_directories": "",
     # In the data folder: what a killed server leaves in /dev/shm stays there for good.
     "dynamic_shared_memory_type": "mmap",
@@ -76,15 +76,15 @@ class Postgres(Server):
     def probe(self) -> None:
         try:
             with psycopg.connect(self._dsn("postgres"), autocommit=True, connect_timeout=5) as connection:
-                found = connection.execute("select 1 from pg_database where datname = %s", [DATABASE])
-                if found.fetchone() is None:
+                query = "select 1 from pg_database where datname = %s"
+                if connection.execute(query, [DATABASE]).fetchone() is None:
                     connection.execute(f"create database {DATABASE}")
             with psycopg.connect(self._dsn(DATABASE), connect_timeout=5) as connection:
                 row = connection.execute("select current_setting('wal_level'), 40 + 2").fetchone()
         except psycopg.Error as error:
             raise NotReady(str(error).strip()) from error
         if row != ("logical", 42):
-            raise NotReady(f"the server answers {row}")
+            raise NotReady(f"the server answers {row} instead of ('logical', 42)")
 
     def _dsn(self, database: str) -> str:
         return f"postgresql://postgres@{self.address}/{database}"
@@ -158,7 +158,7 @@ class Postgres(Server):
         return shared
 
     def _forget_abandoned(self, keep: Path) -> None:
-        """Remove data folders whose home was deleted, and not merely unmounted for a while."""
+        """Remove data folders whose home was deleted long ago; one that is unmounted for a while stays."""
         for pointer in (SHARED / "data").glob("*/home"):
             folder, identity = pointer.parent, Path(pointer.read_text("utf-8")) / "id"
             named = identity.read_text("utf-8").strip() if identity.is_file() else ""

@@ -9,7 +9,8 @@ from deploy.local.servers.base import Command, NotReady, Server, package_file
 
 NAMESPACE = "livevec"
 SEARCH_ATTRIBUTES = ("LivevecTable=Keyword", "LivevecPipeline=Keyword")
-"""What a workflow is started with. The server makes them with its database; `livevec worker` adds all others."""
+"""The attributes that a workflow is started with. The server creates them with its database; `livevec worker` adds
+the others."""
 
 
 class Temporal(Server):

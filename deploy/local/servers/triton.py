@@ -17,6 +17,8 @@ MODEL = "text_embedder"
 
 class Triton(Server):
     name = "triton"
+    # Loading the model logs nothing, and takes minutes on a loaded machine.
+    start_quiet_s_max = 300.0
 
     @property
     def _shm_prefix(self) -> str:
@@ -69,13 +71,13 @@ class Triton(Server):
             raise NotReady(f"{MODEL} gives a vector of length {length}")
 
     def heal(self) -> str | None:
-        """A model whose stub died stays `ready` while every inference fails; load alone does not help."""
+        """Load the model again if its stub died: it stays `ready` while every inference fails."""
         try:
             self._infer()
         except InferenceServerException as error:
             message = error.message() or ""
             if "Stub process" not in message:
-                # Overload, a time-out: the server's own affair.
+                # Overload or a time-out passes by itself.
                 return None
             with grpc.InferenceServerClient(self.address) as client:
                 try:
@@ -87,7 +89,7 @@ class Triton(Server):
         return None
 
     def _infer(self) -> float:
-        """The length of a text's vector."""
+        """Embed a text and return the length of its vector."""
         text = grpc.InferInput("TEXT", [1, 1], "BYTES")
         text.set_data_from_numpy(np.array([[b"ready?"]], dtype=np.object_))
         with grpc.InferenceServerClient(self.address) as client:
@@ -96,7 +98,7 @@ class Triton(Server):
 
 
 def shared_libpython() -> Path:
-    """The shared library of this Python, which Triton's Python backend loads."""
+    """Return the shared library of this Python, which Triton's Python backend loads."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     name = f"libpython{version}.so.1.0"
     folders = (

@@ -21,14 +21,14 @@ from daemon.projection.build import Projection, opened
 from daemon.source.kafka.dead_letters import DeadLetterTopic
 from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
+from daemon.verify.pace import Interruption
+from daemon.verify.refill import Copied, Copier
 from tests.support.shell.clock import VirtualLoop
 from tests.support.shell.letters import Letter
 from tests.support.shell.process import Process
 from tests.support.shell.servers import FakeEdges
 from tests.support.shell.shell import Shell
-from workflows.backfill.contract import Copied, CopyOrder
-from workflows.backfill.copying import Copier
-from workflows.interruption import Interruption
+from workflows.backfill.contract import CopyOrder
 
 _LOOK_S = 0.25
 _PATIENCE_S = 5.0
@@ -203,7 +203,7 @@ class Worker:
                     self._tried.add(number)
 
     async def _try(self, projection: Projection, letter: Letter) -> bool:
-        """See `workflows.retry.rows.Rows`; a row that is refused again becomes another letter."""
+        """See `workflows.retry.trials.RowTrials`; a row that is refused again becomes another letter."""
         text = letter.headers["livevec.version"]
         version = decode(text) if text else None
         [stored] = await projection.patience.call("redis", projection.writer.lookup, [letter.document])

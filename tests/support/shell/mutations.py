@@ -126,7 +126,7 @@ def clear_marks_by_name() -> AbstractContextManager[Any]:
     async def reconciled(self: IndexWriter, marks: dict[str, float]) -> None:
         if marks:
             with translated():
-                await self._client.hdel(reconcile_key(self.layout.pipeline), *marks)  # type: ignore[misc]
+                await self._client.hdel(reconcile_key(self.layout.pipeline), *marks)
 
     return patch.object(IndexWriter, "reconciled", reconciled)
 

@@ -32,18 +32,20 @@ UNAVAILABLE = "__debezium_unavailable_value"
 EARLY_INSERT = 0.16
 
 
-def _column(name: str, type: str, oid: int, not_null: bool = False) -> ColumnInfo:
-    return ColumnInfo(name, oid, type, not_null, ColumnType(type), oid, f"pg_catalog.{type}", "")
+def _column(name: str, type: str, oid: int) -> ColumnInfo:
+    return ColumnInfo(name, oid, type, ColumnType(type), oid, f"pg_catalog.{type}", "")
 
 
 TABLE = TableSchema(
     schema="public",
     table="docs",
+    quoted="public.docs",
+    kind="r",
+    persistence="p",
     oid=16_400,
     filenode=16_400,
-    columns=(_column("id", "int8", 20, True), _column("text", "text", 25), _column("n", "int8", 20)),
+    columns=(_column("id", "int8", 20), _column("text", "text", 25), _column("n", "int8", 20)),
     key=("id",),
-    partitioned=False,
     partitions=(),
     publication=(16_500, 16_400),
 )
@@ -275,7 +277,7 @@ class FakePostgresReader:
             if version.xmin > begun:
                 return version
             running = sorted(xid for xid in self._database.model.server.transactions if xid <= begun)
-            return [BlockingTransaction(xid, 1, "app", "app", "active", 0.0, None) for xid in running]
+            return [BlockingTransaction(xid, 1, "app", "app", "active", None) for xid in running]
 
         return await self._call("barrier_passed", "", apply)
 

@@ -290,8 +290,13 @@ def _named(server: RedisServer, name: str) -> str:
 
 def _ft_info(server: RedisServer, args: Arguments) -> dict[bytes, Any]:
     index = _named(server, _text(args[0]))
-    failures = server.indexes[index].failures
-    return {b"index_name": index.encode(), b"hash_indexing_failures": failures}
+    documents = sum(key.startswith(f"lv:{index}:doc:") for key in server.keyspace.values)
+    return {
+        b"index_name": index.encode(),
+        b"num_docs": documents,
+        b"hash_indexing_failures": server.indexes[index].failures,
+        b"percent_indexed": b"1",
+    }
 
 
 def _ft_create(server: RedisServer, args: Arguments) -> bytes:

@@ -145,13 +145,13 @@ class Witness:
             beaten = (floor is not None and not replaces(version, floor) for floor in self._all_floors())
             return previous is None or all(beaten)
         identifier = str(orjson.loads(record.key or b"")["id"])
-        bars = (self._newest.get(identifier), self._floors.get(bucket_of(identifier)))
+        bars = [self._newest.get(identifier), self._floors.get(bucket_of(identifier))]
         if previous is None:
             return any(
                 bar is not None and (bar.era > era or not isinstance(bar, SnapshotVersion) or bar.sees(xid))
                 for bar in bars
             )
-        bars = (*bars, *self._refused(identifier))
+        bars += self._refused(identifier)
         return any(bar is not None and not replaces(version, bar) for bar in bars)
 
     def _refused(self, identifier: str) -> list[Version]:

@@ -20,7 +20,7 @@ class TritonPythonModel:
         self._encoder.warm_up()
 
     def execute(self, requests: list[Any]) -> None:
-        """Answers each request as soon as it is embedded, in order: it need not wait for those joined with it."""
+        """Answer each request as soon as it is embedded: it need not wait for those that were joined with it."""
         for group in self._groups(requests):
             try:
                 embeddings = self._encoder.embed_tokens([ids for _, tokens in group for ids in tokens])
@@ -34,7 +34,7 @@ class TritonPythonModel:
                 _send(request, pb_utils.InferenceResponse([pb_utils.Tensor("EMBEDDING", part)]))
 
     def _groups(self, requests: list[Any]) -> Iterator[list[tuple[Any, list[Tokens]]]]:
-        """Requests that together are enough for all cores, with their tokens."""
+        """Yield requests that together are enough for all cores, with their tokens."""
         group: list[tuple[Any, list[Tokens]]] = []
         count = 0
         for request in requests:

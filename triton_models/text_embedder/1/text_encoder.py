@@ -1,4 +1,4 @@
-"""Texts to embeddings, in one process: tokenise, pack, run the OpenVINO graph."""
+"""The encoder of texts in one process: it tokenises, packs, and runs the OpenVINO graph."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Embeddings = npt.NDArray[np.float32]
 
 
 class TextEncoder:
-    """Not to be shared between threads.
+    """Embeds texts; not to be shared between threads.
 
     A small batch is one run on all cores. A larger one is cut into runs of one core each: threads that work on
     one run wait for each other at every layer, which costs a third of the time where other processes run too.
@@ -52,15 +52,15 @@ class TextEncoder:
 
     @property
     def parallel_tokens(self) -> int:
-        """As many tokens at once keep all cores busy; more only wait."""
+        """Return how many tokens keep all cores busy; more would only wait."""
         return RUN_TOKENS_MAX * self._cores
 
     def warm_up(self) -> None:
-        """Runs every number of tokens that `_packed` may give: each costs OpenVINO 3 to 5 ms the first time."""
+        """Run every number of tokens that `_packed` may give: each costs OpenVINO 3 to 5 ms the first time."""
         count = 0
         while (count := rounded_up(count + 1)) <= max(RUN_TOKENS_MAX, self.max_tokens):
-            texts, rest = divmod(count, 8)
-            inputs = _packed([[0] * 8] * texts + [[0] * rest] * (rest > 0))
+            texts, remainder = divmod(count, 8)
+            inputs = _packed([[0] * 8] * texts + [[0] * remainder] * (remainder > 0))
             if count <= max(RUN_TOKENS_MIN * self._cores, self.max_tokens):
                 self._on_all_cores.infer(inputs)
             if count >= RUN_TOKENS_MIN:
@@ -69,7 +69,7 @@ class TextEncoder:
                 self._on_one_core_each.wait_all()
 
     def embed(self, texts: Sequence[bytes]) -> Embeddings:
-        """float32 [n, dimension]; row i belongs to texts[i]."""
+        """Return float32 [n, dimension]; row i belongs to texts[i]."""
         return self.embed_tokens(self.tokenizer.tokenize(texts))
 
     def embed_tokens(self, tokens: Sequence[Tokens]) -> Embeddings:
@@ -116,13 +116,13 @@ def runs(lengths: Sequence[int], cores: int) -> Iterator[list[int]]:
 
 
 def rounded_up(count: int) -> int:
-    """To a multiple of 8, beyond 128 to one of 8 steps per doubling: few numbers, little waste."""
+    """Round up to a multiple of 8, beyond 128 to one of 8 steps per doubling: few numbers, little waste."""
     step = max(8, 1 << (count - 1).bit_length() >> 4)
     return -(-count // step) * step
 
 
 def _packed(tokens: Sequence[Tokens]) -> list[npt.NDArray[Any]]:
-    """The graph's inputs; its tokens are filled up with some that no text refers to."""
+    """Return the graph's inputs, filled up with tokens that no text refers to."""
     lengths = np.fromiter(map(len, tokens), np.int32, len(tokens))
     longest = np.arange(-(-int(lengths.max()) // 8) * 8, dtype=np.int32)
     used = longest < lengths[:, None]

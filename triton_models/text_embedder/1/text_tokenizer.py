@@ -1,4 +1,4 @@
-"""Texts to token ids: the same for the model on CPU and on GPU."""
+"""The tokenizer, the same for the model on CPU and on GPU."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Tokens = Sequence[int]
 
 
 class TextTokenizer:
-    """Of one model's folder, which also says which prompts it was trained with."""
+    """Turns texts into token ids; the model's folder also names the prompts that it was trained with."""
 
     def __init__(self, folder: Path) -> None:
         settings: dict[str, Any] = json.loads((folder / "settings.json").read_bytes())
@@ -26,11 +26,11 @@ class TextTokenizer:
         self._tokenizer.enable_truncation(self.max_tokens)
 
     def prompted(self, texts: list[bytes], parameters: str) -> list[bytes]:
-        """Each text behind the prompt that a request's `parameters` (JSON) ask for; KeyError for an unknown one."""
+        """Put the prompt that a request's `parameters` (JSON) name before each text; KeyError for an unknown one."""
         prompt = self._prompts[json.loads(parameters or "{}").get("prompt", "document")]
         return [prompt + text for text in texts] if prompt else texts
 
     def tokenize(self, texts: Sequence[bytes]) -> list[Tokens]:
-        """At most `max_tokens` each; bytes that are not UTF-8 become U+FFFD."""
+        """Return at most `max_tokens` ids for each text; bytes that are not UTF-8 become U+FFFD."""
         decoded = [text[: self._text_bytes_max].decode("utf-8", "replace") for text in texts]
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(decoded)]

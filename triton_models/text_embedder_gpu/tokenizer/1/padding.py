@@ -1,4 +1,4 @@
-"""Token ids of unequal lengths as one grid."""
+"""The padding of token ids of unequal lengths to one grid."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ Grid = npt.NDArray[np.int32]
 
 
 def padded(tokens: Sequence[Sequence[int]], max_tokens: int) -> tuple[Grid, Grid]:
-    """input_ids and attention_mask, both [texts, length]: the longest text's, rounded up.
+    """Return input_ids and attention_mask, both [texts, length]; the length is the longest text's, rounded up.
 
     Triton joins only requests of equal shapes into one batch, so there must be few lengths.
     """
@@ -23,6 +23,6 @@ def padded(tokens: Sequence[Sequence[int]], max_tokens: int) -> tuple[Grid, Grid
 
 
 def rounded_up(length: int, max_tokens: int) -> int:
-    """16, 32, 48, 64, then two steps per doubling (96, 128, 192, 256, ..), and never beyond `max_tokens`."""
+    """Round up to 16, 32, 48, 64, then in two steps per doubling (96, 128, 192, 256, ..), up to `max_tokens`."""
     step = max(LENGTH_MIN, 1 << (length - 1).bit_length() >> 2)
     return min(-(-length // step) * step, max_tokens)
