@@ -2,7 +2,7 @@
 
 postgres.py            the model of the source: transactions, locks, snapshots and what the log says about them
 faults.py              what may go wrong, and the rules above the version rule, each of which can be switched off
-histories.py           one history of the real daemon and worker in process (see tests/support/shell), until all is at rest
+histories.py           one history of the real daemon and worker, in process (tests/support/shell), until it is at rest
 rules.py               how each rule is switched off in the real daemon
 
 For functions.lua in a real Redis, whose calls are made one by one:
