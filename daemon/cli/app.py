@@ -21,7 +21,7 @@ from daemon.cli import (
     workflows,
 )
 from daemon.cli.bench import command as bench
-from daemon.cli.context import ConfigPath, Invocation
+from daemon.cli.context import ConfigPath
 from daemon.cli.demo import command as demo
 from daemon.cli.reindex import command as reindex
 from daemon.cli.retry import command as retry
@@ -65,7 +65,7 @@ def start(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    context.obj = Invocation(config)
+    context.obj = config
 
 
 def main(commands: typer.Typer = app) -> None:

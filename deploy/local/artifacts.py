@@ -110,7 +110,7 @@ def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> N
     started_s = time.monotonic()
 
     def report(detail: str, done: int | None = None, total: int | None = None) -> None:
-        on_progress(StepProgress(step, detail, done, total, time.monotonic() - started_s, finished=False))
+        on_progress(StepProgress(step, detail, done, total, time.monotonic() - started_s, end=False))
 
     report("")
     with _exclusive(target.parent, report):
@@ -124,7 +124,7 @@ def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> N
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    on_progress(StepProgress(step, str(target), None, None, time.monotonic() - started_s, finished=True))
+    on_progress(StepProgress(step, str(target), None, None, time.monotonic() - started_s, end=True))
 
 
 @contextmanager
