@@ -10,7 +10,7 @@ from daemon.cli import context as given
 from daemon.cli.context import Json
 
 if TYPE_CHECKING:
-    from deploy.local.home import Addresses, OnProgress
+    from deploy.local.home import OnProgress
     from deploy.local.stack import Stack
 
 
@@ -38,7 +38,13 @@ def up(
         else:
             with steps.step("stack", "was up already"):
                 addresses = stack.up(detach=detach)
-    show(addresses, as_json)
+    if as_json:
+        console.print_json(addresses)
+    else:
+        table = console.table("part", "address")
+        for name, address in asdict(addresses).items():
+            table.add_row(name, address)
+        console.out.print(table)
     if detach:
         return
     if not ours:
@@ -81,13 +87,3 @@ def is_up(stack: "Stack") -> bool:
 def reporter(steps: console.Steps) -> "OnProgress":
     """Return a callback that shows the stack's progress as steps."""
     return lambda progress: steps.news(**vars(progress))
-
-
-def show(addresses: "Addresses", as_json: bool) -> None:
-    if as_json:
-        console.print_json(addresses)
-        return
-    table = console.table("part", "address")
-    for name, address in asdict(addresses).items():
-        table.add_row(name, address)
-    console.out.print(table)
