@@ -154,13 +154,13 @@ def _known_keys(path: list[Any]) -> list[str]:
             inner
             for model in models
             if part in model.model_fields
-            for inner in _models(model.model_fields[part].annotation)
+            for inner in models_in(model.model_fields[part].annotation)
         ]
     return [name for model in models for name in model.model_fields]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the settings classes named anywhere inside a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+    return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from daemon.cli.context import ConfigPath, Invocation
+from daemon.cli.context import ConfigPath
 from daemon.errors import ConfigError, LivevecError
 
 EXIT_FAILED = 1
@@ -128,7 +128,7 @@ def start(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    context.obj = Invocation(config)
+    context.obj = config
 
 
 def main(commands: typer.Typer = app) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -69,7 +69,7 @@ class Steps:
         self._began: dict[str, float] = {}
         self._live = Progress(
             SpinnerColumn(finished_text=OK),
-            _Description(),
+            TextColumn("{task.description}", markup=False),
             _Seconds(),
             _Bar(bar_width=24),
             _Detail(),
@@ -136,11 +136,6 @@ class Steps:
     def _line(self, text: str) -> None:
         if self._live.disable:
             err.print(text.rstrip(), markup=False)
-
-
-class _Description(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.description)
 
 
 class _Detail(ProgressColumn):

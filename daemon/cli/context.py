@@ -1,11 +1,12 @@
 """What a command gets besides its own arguments: the configuration, and what it names."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from daemon.errors import ConfigError
 
 if TYPE_CHECKING:
     from daemon.settings import Config, Pipeline, PostgresSource
@@ -17,23 +18,14 @@ ConfigPath = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-@dataclass(frozen=True)
-class Invocation:
-    """What was given before the command's name. `config`: --config, or None."""
-
-    config: Path | None
-
-
 def config_path(context: typer.Context) -> Path:
-    """Return --config, else $LIVEVEC_CONFIG, else ./daemon.toml; the file may not exist."""
-    invocation: Invocation = context.obj
-    return invocation.config or Path(os.environ.get("LIVEVEC_CONFIG") or "daemon.toml")
+    """Return --config, which is the context's object, else $LIVEVEC_CONFIG, else ./daemon.toml; it may not exist."""
+    return context.obj or Path(os.environ.get("LIVEVEC_CONFIG") or "daemon.toml")
 
 
 def is_given(context: typer.Context) -> bool:
     """Tell whether --config or $LIVEVEC_CONFIG names the configuration: then it must exist."""
-    invocation: Invocation = context.obj
-    return invocation.config is not None or bool(os.environ.get("LIVEVEC_CONFIG"))
+    return context.obj is not None or bool(os.environ.get("LIVEVEC_CONFIG"))
 
 
 def loaded(context: typer.Context) -> "Config":
@@ -56,7 +48,6 @@ def postgres_sources(config: "Config", name: str | None) -> "list[PostgresSource
     Raises:
         ConfigError: there is none.
     """
-    from daemon.errors import ConfigError
     from daemon.settings import PostgresSource
 
     sources = [source for source in config.sources if isinstance(source, PostgresSource)]
@@ -77,7 +68,6 @@ def pipelines(config: "Config", name: str | None) -> "list[Pipeline]":
     Raises:
         ConfigError: there is none.
     """
-    from daemon.errors import ConfigError
 
     if name is not None:
         return [config.pipeline(name)]

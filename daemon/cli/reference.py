@@ -10,6 +10,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from daemon.config import models_in
 from daemon.settings import Config, EventSource, PostgresSource
 
 _MASK = "**********"
@@ -29,9 +30,9 @@ def markdown() -> str:
     parts = [_INTRODUCTION]
     for heading, model in sections():
         rows = [
-            f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {_cell(field.description or '')} |"
+            f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |"
             for name, field in model.model_fields.items()
-            if not _nested(field.annotation)
+            if not models_in(field.annotation)
         ]
         if rows:
             parts.append(f"\n## {heading}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
@@ -39,27 +40,18 @@ def markdown() -> str:
     return "".join(parts)
 
 
-def sections() -> Iterator[tuple[str, type[BaseModel]]]:
+def sections(
+    model: type[BaseModel] = Config, heading: str = "Top level", path: str = ""
+) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield every table of the file with its heading, the top level first."""
-    yield "Top level", Config
-    yield from _below(Config, "")
-
-
-def _below(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield heading, model
     for name, field in model.model_fields.items():
-        for inner in _nested(field.annotation):
+        for inner in models_in(field.annotation):
             key = f"{path}{name}"
             heading = f"`[[{key}]]`" if "tuple" in str(field.annotation) else f"`[{key}]`"
             if inner in (PostgresSource, EventSource):
                 heading += f' with `kind = "{inner.model_fields["kind"].default}"`'
-            yield heading, inner
-            yield from _below(inner, f"{key}.")
-
-
-def _nested(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _nested(part)]
+            yield from sections(inner, heading, f"{key}.")
 
 
 def _type(annotation: Any) -> str:
@@ -91,10 +83,6 @@ def _default(field: FieldInfo) -> str:
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
     return f"`{json.dumps(default)}`"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def masked(config: Config) -> dict[str, Any]:

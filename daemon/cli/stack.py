@@ -5,18 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
 
 if TYPE_CHECKING:
-    from daemon.cli.console import Steps
-    from deploy.local.home import Addresses, OnProgress, StepProgress
+    from deploy.local.home import Addresses, OnProgress
     from deploy.local.stack import Stack
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(up)
-    app.command()(down)
 
 
 def up(
@@ -30,8 +25,6 @@ def up(
 
     Without --detach the stack runs until Ctrl-C. A second `up` attaches to the stack that runs already.
     """
-    from daemon.cli import console
-
     stack = local_stack(context)
     ours = not is_up(stack)
     with console.Steps() as steps:
@@ -56,8 +49,6 @@ def up(
 
 def down(context: typer.Context, as_json: Json = False) -> None:
     """Stop every process of the embedded stack; its data stays."""
-    from daemon.cli import console
-
     stack = local_stack(context)
     was_up = is_up(stack)
     stack.down()
@@ -82,26 +73,12 @@ def is_up(stack: "Stack") -> bool:
     return any(server.state != "stopped" for server in stack.status())
 
 
-def reporter(steps: "Steps") -> "OnProgress":
+def reporter(steps: console.Steps) -> "OnProgress":
     """Return a callback that shows the stack's progress as steps."""
-
-    def report(progress: "StepProgress") -> None:
-        steps.news(
-            progress.step,
-            progress.detail,
-            progress.done,
-            progress.total,
-            seconds=progress.seconds,
-            end=progress.finished,
-            failed=progress.failed,
-        )
-
-    return report
+    return lambda progress: steps.news(**vars(progress))
 
 
 def show(addresses: "Addresses", as_json: bool) -> None:
-    from daemon.cli import console
-
     if as_json:
         console.print_json(addresses)
         return

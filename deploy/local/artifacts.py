@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from daemon.errors import StackError
 from deploy.local import maven
 from deploy.local.home import OnProgress, StepProgress
@@ -108,7 +110,7 @@ def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> N
     started_s = time.monotonic()
 
     def report(detail: str, done: int | None = None, total: int | None = None) -> None:
-        on_progress(StepProgress(step, detail, done, total, time.monotonic() - started_s, finished=False))
+        on_progress(StepProgress(step, detail, done, total, time.monotonic() - started_s, end=False))
 
     report("")
     with _exclusive(target.parent, report):
@@ -122,7 +124,7 @@ def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> N
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    on_progress(StepProgress(step, str(target), None, None, time.monotonic() - started_s, finished=True))
+    on_progress(StepProgress(step, str(target), None, None, time.monotonic() - started_s, end=True))
 
 
 @contextmanager
@@ -209,9 +211,10 @@ def drop_unused_models(current: Path) -> list[Path]:
     old = [
         folder for folder in cache.glob("models-*") if folder != current and _used_s(folder) < used_before_s
     ]
-    running = _command_lines() if old else b""
     # A supervisor's command line names the folder, too: its Triton may be dead for a moment.
-    dropped = [folder for folder in old if os.fsencode(folder.name) not in running]
+    processes = psutil.process_iter(["cmdline"]) if old else ()
+    running = " ".join(word for process in processes for word in process.info["cmdline"] or ())
+    dropped = [folder for folder in old if folder.name not in running]
     for folder in dropped:
         # Renamed first, so that nobody finds half of it; another process may have been faster.
         with suppress(OSError):
@@ -229,12 +232,3 @@ def _used_s(folder: Path) -> float:
         return folder.stat().st_mtime
     except FileNotFoundError:
         return time.time()
-
-
-def _command_lines() -> bytes:
-    lines = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with suppress(OSError):
-                lines.append((process / "cmdline").read_bytes())
-    return b"\0".join(lines)

@@ -77,7 +77,7 @@ class Supervisor:
         except StackError as error:
             self._phase, self._message = "failed", str(error)
             summary = self._message.partition("\n")[0]
-            self._report(StepProgress("stack", summary, finished=True, failed=True))
+            self._report(StepProgress("stack", summary, end=True, failed=True))
         except BaseException as error:
             self._phase = "failed"
             self._message = f"the supervisor broke ({error!r}); see {self._home.supervisor_log}"
@@ -124,7 +124,7 @@ class Supervisor:
                 await everything
                 seconds = time.monotonic() - started_s
                 # Before the state: whoever sees that the stack is ready then finds all news in the file.
-                self._report(StepProgress("stack", "ready", None, None, seconds, finished=True))
+                self._report(StepProgress("stack", "ready", None, None, seconds, end=True))
                 self._home.write_addresses(Addresses.of(site.ports))
                 self._phase = "ready"
                 self._save()

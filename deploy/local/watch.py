@@ -105,7 +105,7 @@ class ServerWatch:
         await self._end(self._command.stop_signal if self._command else signal.SIGTERM)
         self._become("stopped")
         seconds = time.monotonic() - started_s
-        self._report(StepProgress(f"stop {self.server.name}", "", seconds=seconds, finished=True))
+        self._report(StepProgress(f"stop {self.server.name}", "", seconds=seconds, end=True))
 
     async def _launch(self, step: str) -> None:
         started_s = time.monotonic()
@@ -132,7 +132,7 @@ class ServerWatch:
         self._become("running")
         seconds = time.monotonic() - started_s
         self._report(
-            StepProgress(f"{step} {self.server.name}", self.server.address, seconds=seconds, finished=True)
+            StepProgress(f"{step} {self.server.name}", self.server.address, seconds=seconds, end=True)
         )
 
     async def _spawn(self, command: Command) -> Process:
@@ -201,7 +201,7 @@ class ServerWatch:
     async def _give_up(self, ending: str) -> None:
         self._become("failed")
         message = f"{ending}, {DEATHS_MAX} times within {DEATHS_WINDOW_S:.0f} s: given up; see {self._log}"
-        self._report(StepProgress(self.server.name, message, finished=True, failed=True))
+        self._report(StepProgress(self.server.name, message, end=True, failed=True))
 
     async def _end(self, sig: int) -> None:
         process = self._process

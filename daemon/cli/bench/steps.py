@@ -20,6 +20,7 @@ from daemon.cli.bench.setting import FLOOR, NAME, Setting, write_config
 from daemon.cli.child import ChildProcess, DaemonChild
 from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
+from daemon.cli.daemon_http import Follower
 from daemon.cli.stack import reporter
 from daemon.config import default_home
 from daemon.settings import Config
@@ -38,7 +39,7 @@ class Livevec:
         self.pipeline = pipeline
         self.table = table
         self.child = child
-        self._follower = child.http.follow(0, _SAMPLES_HELD)
+        self._follower = Follower(child.http, 0, _SAMPLES_HELD)
 
     def arrived(self) -> Sequence[Latency]:
         self.child.check()

@@ -334,7 +334,7 @@ def _daemon(config: Config) -> Findings:
     try:
         status = daemon.status()
         behind = daemon.gauges("livevec_fresh_through_timestamp_seconds")
-        samples = daemon.samples(max(0, status["samples"] - 5_000)).latest
+        _, samples = daemon.samples(max(0, status["samples"] - 5_000))
     except httpx.HTTPError as error:
         message = f"no daemon answers at {daemon.url} ({type(error).__name__})"
         return Findings([Part("daemon", False, message, "start it: `livevec run`")])

@@ -4,9 +4,11 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT, SIGQUIT
 
+import psutil
 import psycopg
 
 from daemon.errors import StackError
@@ -174,15 +176,10 @@ class Postgres(Server):
         except (FileNotFoundError, NotADirectoryError, ValueError, IndexError):
             path.unlink(missing_ok=True)
             return
-        identity = identify(pid)
-        if identity is not None and _runs_in(pid, self.data):
-            end([identity], sig=SIGQUIT)
-        elif identity is not None:
-            path.unlink(missing_ok=True)
-
-
-def _runs_in(pid: int, data: Path) -> bool:
-    try:
-        return Path(os.readlink(f"/proc/{pid}/cwd")) == data.resolve()
-    except OSError:
-        return False
+        if (identity := identify(pid)) is None:
+            return
+        with suppress(psutil.Error):
+            if Path(psutil.Process(pid).cwd()) == self.data.resolve():
+                end([identity], sig=SIGQUIT)
+                return
+        path.unlink(missing_ok=True)
