@@ -10,7 +10,7 @@ from daemon.cli import context as given
 from daemon.cli.context import Json
 from daemon.errors import ConfigError
 
-app = typer.Typer(help="Check, show and document daemon.toml.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STREAMING_TIMEOUT_S = 60.0
 
-app = typer.Typer(help="Apply, check and steer the connectors of the sources.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 Source = Annotated[str | None, typer.Argument(help="Name of the source; without it, every source.")]
 OneSource = Annotated[str, typer.Argument(help="Name of the source.")]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from triton_models import Device, ModelSource
     from triton_models.check import FormComparison
 
-app = typer.Typer(help="Build an embedding model for Triton, and check it.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 class Devices(StrEnum):

@@ -12,10 +12,6 @@ from daemon.cli.context import Json
 from daemon.errors import ConfigError
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(publish)
-
-
 def publish(
     context: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of a pipeline that reads an events source.")],

@@ -28,10 +28,6 @@ class SearchResult:
     search_ms: float
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(search)
-
-
 def search(
     context: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],

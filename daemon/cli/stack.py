@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from deploy.local.stack import Stack
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(up)
-    app.command()(down)
-
-
 def up(
     context: typer.Context,
     detach: Annotated[

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from daemon.verify.sides import OnProgress
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(verify)
-
-
 def verify(
     context: typer.Context,
     pipeline: Annotated[str | None, typer.Argument(help="Name of the pipeline; without it, all.")] = None,

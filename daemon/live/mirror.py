@@ -205,7 +205,9 @@ async def build(
         reader = parts.readers[source.name]
         table = await call(reader.part, reader.schema, pipeline.table)
         check_columns(settings, table, columns)
-        decoder = EnvelopeDecoder(pipeline.table, table.key, columns, parts.anchors[source.name].widen)
+        decoder = EnvelopeDecoder(
+            pipeline.table, table.key, columns, parts.anchors[source.name].widen, table.normaliser(columns)
+        )
         rows = TableRows(reader, table, columns, source.reread_rows_max)
         watch = TableWatch(parts.redis, reader, pipeline.name, table, columns)
     else:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 TOKENS = 14
 Tokens = Annotated[int, typer.Option(min=3, max=500, help="Tokens of a text, about.")]
 
-app = typer.Typer(help="Measure on a running stack.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()

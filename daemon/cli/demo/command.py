@@ -21,10 +21,6 @@ class _Stopped(Exception):
     """A signal asked the demonstration to end."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(demo)
-
-
 def demo(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="End after the search instead of staying up.")] = False,

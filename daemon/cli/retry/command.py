@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 _FAILED = frozenset({"refused", "gone", "too_old"})
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(retry)
-
-
 def retry(
     context: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],

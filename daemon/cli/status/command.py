@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from daemon.cli.status.probes import Freshness, StatusReport
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(status)
-
-
 def status(context: typer.Context, as_json: Json = False) -> None:
     """Show the health of every part, consumer lag and freshness; exit status 1 if a part is not ok."""
     from daemon.cli import console

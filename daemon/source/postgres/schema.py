@@ -120,7 +120,8 @@ class TableSchema:
 
     def normaliser(self, columns: Sequence[str]) -> Callable[[Row], Row] | None:
         """Return what makes these columns of an envelope's row equal to those of a row read here; None: they are."""
-        steps = {name: normalise for name in columns if (normalise := self.codec(name).normalise) is not None}
+        codecs = {name: self.column(name).codec for name in columns}
+        steps = {name: codec.normalise for name, codec in codecs.items() if codec and codec.normalise}
         if not steps:
             return None
 
