@@ -55,11 +55,7 @@ class ChildProcess:
         self.stop()
 
     def check(self) -> None:
-        """Check that the process runs.
-
-        Raises:
-            LivevecError: it has ended; the message holds the end of its log.
-        """
+        """Raise LivevecError with the end of its log where the process has ended."""
         status = self.process.poll()
         if status is not None:
             text = self.log.read_text("utf-8", "replace")[-_LOG_TAIL_BYTES:].strip()
@@ -68,11 +64,7 @@ class ChildProcess:
     def wait_until(
         self, condition: Callable[[], bool], what: str, timeout_s: float = _READY_TIMEOUT_S
     ) -> None:
-        """Poll until `condition` holds.
-
-        Raises:
-            LivevecError: the process ended, or the time ran out.
-        """
+        """Poll until `condition` holds; raise LivevecError where the process ended, or the time ran out."""
         ends_at = time.monotonic() + timeout_s
         while not condition():
             self.check()

@@ -58,8 +58,7 @@ def plain(value: object) -> Text:
 class Steps:
     """Shows steps with their seconds: live on a terminal, else in a line when a step begins and when it ends.
 
-    Attributes:
-        seconds: how long each finished step took, in the order in which they finished.
+    `seconds` holds how long each finished step took, in the order in which they finished.
     """
 
     def __init__(self) -> None:

@@ -73,11 +73,7 @@ class Config(Settings):
         return next(source for source in self.sources if source.name == name)
 
     def pipeline(self, name: str) -> Pipeline:
-        """Return the pipeline of that name.
-
-        Raises:
-            ConfigError: there is none; the message names the nearest.
-        """
+        """Return the pipeline of that name, or raise ConfigError with the nearest name."""
         for pipeline in self.pipelines:
             if pipeline.name == name:
                 return pipeline
