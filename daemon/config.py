@@ -27,10 +27,7 @@ def default_home() -> Path:
 
 
 def load(path: Path | None = None) -> Config:
-    """Read and check a configuration file.
-
-    Args:
-        path: the file; None: $LIVEVEC_CONFIG, else ./daemon.toml.
+    """Read and check a configuration file: `path`, else $LIVEVEC_CONFIG, else ./daemon.toml.
 
     Raises:
         ConfigError: the file is missing, not TOML, or a key or a value is wrong; the message names it and the remedy.

@@ -33,9 +33,6 @@ from deploy.local.corpus import texts
 from deploy.local.home import Addresses
 from deploy.local.stack import Stack
 
-ROWS = 10_000
-RATE = 20.0
-WATCH_S = 15.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INDEX_TIMEOUT_S = 900.0
 _REFRESH_S = 0.5
@@ -50,9 +47,9 @@ class _Stopped(Exception):
 def demo(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="End after the search instead of staying up.")] = False,
-    rows: Annotated[int, typer.Option(min=100, max=100_000, help="Rows of the table.")] = ROWS,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Edits a second.")] = RATE,
-    seconds: Annotated[float, typer.Option(min=1, help="Seconds of edits before the search.")] = WATCH_S,
+    rows: Annotated[int, typer.Option(min=100, max=100_000, help="Rows of the table.")] = 10_000,
+    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Edits a second.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of edits before the search.")] = 15.0,
     as_json: Json = False,
 ) -> None:
     """Start the embedded stack, mirror a table of real texts, edit it, and show how fresh the index is.

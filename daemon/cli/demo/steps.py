@@ -115,9 +115,6 @@ class Catalog:
                     if number % 1000 == 0 or number == len(entries):
                         on_count(number, len(entries))
             cursor.execute(f"INSERT INTO {self._table} SELECT * FROM loading ON CONFLICT DO NOTHING".encode())
-        return self.count()
-
-    def count(self) -> int:
         row = self.connection.execute(f"SELECT count(*) FROM {self._table}".encode()).fetchone()
         assert row is not None
         return int(row[0])
