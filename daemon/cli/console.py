@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from types import TracebackType
@@ -44,6 +44,16 @@ def table(*columns: str) -> Table:
     for column in columns:
         empty.add_column(column, overflow="fold")
     return empty
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print names and values, each in its own row; what is None or empty is left out."""
+    rows = table("", "")
+    rows.show_header = False
+    for name, value in fields.items():
+        if value not in (None, ""):
+            rows.add_row(name, plain(value))
+    out.print(rows)
 
 
 def titled(title: str, below: Table) -> Group:

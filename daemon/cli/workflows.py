@@ -172,7 +172,10 @@ def _print(content: dict[str, Any]) -> None:
     rows = {**content, **{f"progress: {name}": value for name, value in progress.items()}}
     rows |= {f"attempt {trying['attempt']} of {trying['activity']}": trying["failure"] for trying in attempts}
     console.print_fields(
-        {name: _ago(value) if name in ("started", "ended") and value else value for name, value in rows.items()}
+        {
+            name: _ago(value) if name in ("started", "ended") and value else value
+            for name, value in rows.items()
+        }
     )
 
 
