@@ -66,6 +66,11 @@ def plain(value: object) -> Text:
     return Text(str(value))
 
 
+def shortened(text: str, chars_max: int) -> str:
+    """Return the text, or its beginning and an ellipsis where it is longer."""
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
+
+
 class Steps:
     """Shows steps with their seconds: live on a terminal, else in a line when a step begins and when it ends.
 

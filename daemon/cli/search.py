@@ -52,10 +52,9 @@ def search(
     names = [field.field for field in settings.metadata]
     table = console.table("distance", "id", *(["chunk"] if chunks else []), *names, "text")
     for hit in result.hits:
-        shown = hit.text if len(hit.text) <= _TEXT_SHOWN else hit.text[: _TEXT_SHOWN - 1] + "…"
         fields = (hit.fields.get(name, "") for name in names)
-        cells = (f"{hit.distance:.4f}", hit.id, *([hit.chunk] if chunks else []), *fields, shown)
-        table.add_row(*map(console.plain, cells))
+        cells = (f"{hit.distance:.4f}", hit.id, *([hit.chunk] if chunks else []), *fields)
+        table.add_row(*map(console.plain, (*cells, console.shortened(hit.text, _TEXT_SHOWN))))
     console.out.print(table)
     console.err.print(
         f"{len(result.hits)} found; embedding {result.embed_ms:.1f} ms, search {result.search_ms:.1f} ms"
