@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any, Self
@@ -45,6 +45,16 @@ def table(*columns: str) -> Table:
     return empty
 
 
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print names and values, each in its own row; what is None or empty is left out."""
+    rows = table("", "")
+    rows.show_header = False
+    for name, value in fields.items():
+        if value not in (None, ""):
+            rows.add_row(name, plain(value))
+    out.print(rows)
+
+
 def titled(title: str, below: Table) -> Group:
     """Put a title above a table; the table's own would be folded to the table's width."""
     return Group(Text(title, style="italic"), below)
@@ -53,6 +63,11 @@ def titled(title: str, below: Table) -> Group:
 def plain(value: object) -> Text:
     """Return a cell whose brackets are not read as markup."""
     return Text(str(value))
+
+
+def shortened(text: str, chars_max: int) -> str:
+    """Return the text, or its beginning and an ellipsis where it is longer."""
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
 
 
 class Steps:

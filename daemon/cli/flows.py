@@ -65,7 +65,7 @@ def launch(
             print_started(config, handle, f"follow it with `livevec workflows follow {handle.id}`", as_json)
             return None
         address = print_address(config, handle)
-        result = await _followed(handle, summarize, result_type)
+        result: Result = await _followed(handle, summarize, result_type)
         if as_json:
             content = {"workflow_id": handle.id, "ui": address, "result": result.model_dump(mode="json")}
             console.print_json(content)

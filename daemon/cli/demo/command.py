@@ -19,7 +19,7 @@ from daemon.bench.percentiles import STAGES, percentiles_ms
 from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.child import DaemonChild
-from daemon.cli.connector import apply_source, pipelines_of
+from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
 from daemon.cli.context import Json
 from daemon.cli.daemon_http import DaemonHttp, Follower
@@ -133,7 +133,7 @@ class Demonstration:
         steps.news(step, f"{rows:,} rows", end=True)
         source = config.source(self._source.name)
         assert isinstance(source, PostgresSource)
-        apply_source(config, source, pipelines_of(config, source), steps)
+        apply_source(config, source, steps)
         self._start_daemon(steps)
         self._await_index(steps, rows)
         return rows

@@ -14,7 +14,6 @@ import psycopg
 import redis
 from redis.exceptions import RedisError
 
-from daemon.cli.search import embed_query
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConfigError, LivevecError
 from daemon.index.connection import connect
@@ -184,7 +183,7 @@ async def find_a_fresh_text(
     embedder, client = make_embedder(config.embedding), connect(config.redis)
     try:
         await embedder.start()
-        vector = (await embed_query(embedder, surprise.question))[0]
+        vector = (await embedder.embed([surprise.question], prompt="query"))[0]
         await knn(client, pipeline.name, vector, _HITS, type=pipeline.index.type)
         catalog.edit(row.id, surprise.title, body)
         committed_s = time.perf_counter()

@@ -26,7 +26,7 @@ class Connect(Server):
 
     def command(self) -> Command:
         main = "org.apache.kafka.connect.cli.ConnectDistributed"
-        return Command(java.command_line(self.site, main, str(self._properties), heap_mb_max=384))
+        return Command(java.command_line(self.site.artifacts, main, str(self._properties), heap_mb_max=384))
 
     def probe(self) -> None:
         try:
