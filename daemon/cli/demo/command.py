@@ -65,7 +65,8 @@ def demo(
             if as_json:
                 console.print_json(result)
             if not once:
-                running.stay()
+                console.err.print("edits continue; Ctrl-C stops everything that this command started")
+                running.watch(None)
         except _Stopped:
             console.err.print("stopping")
             if not shown:
@@ -98,7 +99,7 @@ class Demonstration:
         self._editor = Editor(dsn, table, self._entries, self._rate)
         self._started.enter_context(self._editor.running())
         edits_began_s = time.monotonic()
-        self._watch(edits_began_s + seconds)
+        self.watch(edits_began_s + seconds)
         took = {**steps.seconds, "edits": round(time.monotonic() - edits_began_s, 3)}
         self._follower.fetch()
         samples = list(self._follower.samples)
@@ -113,11 +114,6 @@ class Demonstration:
             "search": asdict(answer),
             "seconds": {**took, "total": round(time.monotonic() - self._began_s, 3)},
         }
-
-    def stay(self) -> None:
-        """Keep editing and showing until a signal."""
-        console.err.print("edits continue; Ctrl-C stops everything that this command started")
-        self._watch(None)
 
     def _set_up(self, steps: Steps) -> int:
         """Start servers, table, connector and daemon; return the number of rows once all of them are indexed."""
@@ -173,7 +169,7 @@ class Demonstration:
             time.sleep(_REFRESH_S / 2)
         steps.news(step, f"{done:,} documents", rows, rows, end=True)
 
-    def _watch(self, until_s: float | None) -> None:
+    def watch(self, until_s: float | None) -> None:
         """Show live percentiles until that time of the monotonic clock, or, for None, until a signal."""
         terminal = console.err.is_terminal
         pause_s = _REFRESH_S if terminal else _PLAIN_REFRESH_S
