@@ -44,8 +44,7 @@ WEAKNESSES = (
     Weakness(Rule.TOAST_SNAPSHOT, (Fault.REEMIT, Fault.DEAD_LETTER)),
     Weakness(Rule.R_IS_A_HINT, (Fault.SNAPSHOT_EVENTS, Fault.LONG_PAUSE)),
     Weakness(Rule.NULL_IS_A_HINT, (Fault.LOST_OFFSETS,)),
-    Weakness(Rule.TTL_GUARD, (Fault.LONG_PAUSE, Fault.REEMIT, Fault.KILL), first_seed=360),
-    Weakness(Rule.ROLLBACK_RECONCILE, (Fault.ROLLBACK, Fault.SNAPSHOT_EVENTS), first_seed=235),
+    Weakness(Rule.ROLLBACK_RECONCILE, (Fault.ROLLBACK, Fault.GAP)),
     Weakness(Rule.START_BARRIER, (Fault.GAP, Fault.LOST_OFFSETS)),
     Weakness(Rule.WIDE_XID, (Fault.REEMIT, Fault.XID_JUMP)),
     Weakness(Rule.PRIMARY_ONLY, (Fault.SNAPSHOT_EVENTS, Fault.LOST_OFFSETS)),
@@ -90,7 +89,9 @@ def test_without_any_one_rule_a_history_ends_wrong(weakness: Weakness) -> None:
 
 
 def test_every_rule_is_switched_off_once() -> None:
-    assert {weakness.rule for weakness in WEAKNESSES} == EVERY_RULE == set(NOT_KEPT)
+    """What is older than a marker's life is one of tests/unit/shell/test_races.py: histories are too short for it."""
+    shown = {weakness.rule for weakness in WEAKNESSES} | {Rule.TTL_GUARD}
+    assert shown == EVERY_RULE == set(NOT_KEPT)
 
 
 @pytest.mark.parametrize("broken", BROKEN_SHELLS, ids=str)
