@@ -8,7 +8,7 @@ import typer
 from rich.console import Group
 
 from connectors import preflight, slot
-from connectors.connect import KafkaConnect
+from connectors.connect import Applied, KafkaConnect
 from connectors.definition import render
 from connectors.prepare import prepare
 from connectors.rules import Finding
@@ -25,15 +25,6 @@ app = typer.Typer(no_args_is_help=True)
 
 Source = Annotated[str | None, typer.Argument(help="Name of the source; without it, every source.")]
 OneSource = Annotated[str, typer.Argument(help="Name of the source.")]
-
-
-@dataclass(frozen=True)
-class AppliedSource:
-    """What `apply` did. `connector`: created, updated, unchanged or restarted; `prepared`: what else was created."""
-
-    source: str
-    connector: str
-    prepared: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -64,15 +55,19 @@ def apply(
     """
     config = given.resolved(context)
     with console.Steps() as steps:
-        results = [
-            apply_source(config, chosen, steps, timeout_s)
+        results = {
+            chosen.name: apply_source(config, chosen, steps, timeout_s)
             for chosen in given.postgres_sources(config, source)
-        ]
+        }
     if as_json:
-        console.print_json({"sources": [asdict(result) for result in results]})
+        contents = [
+            {"source": name, "connector": applied, "prepared": prepared}
+            for name, (applied, prepared) in results.items()
+        ]
+        console.print_json({"sources": contents})
         return
-    for result in results:
-        console.out.print(f"{console.OK} connector {result.source}: {result.connector}, streaming")
+    for name, (applied, _) in results.items():
+        console.out.print(f"{console.OK} connector {name}: {applied}, streaming")
 
 
 @app.command()
@@ -162,8 +157,11 @@ def delete(
 
 def apply_source(
     config: Config, source: PostgresSource, steps: console.Steps, timeout_s: float = STREAMING_TIMEOUT_S
-) -> AppliedSource:
+) -> tuple[Applied, list[str]]:
     """Prepare, check and apply a source for all pipelines that read it, and wait until its changes stream.
+
+    Returns:
+        What was done to the connector, and what else was created.
 
     Raises:
         ConnectorError: something does not fit (the findings were printed), or the connector did not start in time.
@@ -186,7 +184,7 @@ def apply_source(
         applied = client.apply(source.name, definition)
         client.wait_until_streaming(source, timeout_s, lambda line: steps.news(step, line))
     steps.news(step, f"{applied}, streaming", end=True)
-    return AppliedSource(source.name, applied.value, tuple(prepared))
+    return applied, prepared
 
 
 def _status(client: KafkaConnect, source: PostgresSource) -> SourceStatus:

@@ -34,7 +34,11 @@ def verify(
     Changes may be applied meanwhile: a difference counts when it stays.
     """
     config = given.resolved(context)
-    results = asyncio.run(_all(config, given.pipelines(config, pipeline), repair, yes, vectors))
+    with console.Steps() as steps:
+        results = [
+            asyncio.run(_one(config, settings, repair, yes, vectors, steps))
+            for settings in given.pipelines(config, pipeline)
+        ]
     ok = all(result["ok"] for result in results)
     if as_json:
         totals = {name: sum(result[name] for result in results) for name in _COUNTS}
@@ -47,13 +51,6 @@ def verify(
 
 
 _COUNTS = ("rows", "documents", *(difference.value for difference in Difference))
-
-
-async def _all(
-    config: Config, pipelines: list[Pipeline], repair: bool, yes: bool, vectors: bool
-) -> list[dict[str, Any]]:
-    with console.Steps() as steps:
-        return [await _one(config, pipeline, repair, yes, vectors, steps) for pipeline in pipelines]
 
 
 async def _one(

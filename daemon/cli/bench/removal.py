@@ -66,9 +66,8 @@ def _remove_keys(config: Config) -> None:
         raise ConfigError("a measurement needs a single Redis, not a cluster: set redis.cluster = false")
     with redis.Redis.from_url(config.redis.url.get_secret_value()) as client:
         for name in cast(Any, client.execute_command("FT._LIST")):
-            index = name.decode() if isinstance(name, bytes) else str(name)
-            if index.startswith(NAME):
-                cast(Any, client.ft(index)).dropindex(delete_documents=True)
+            if name.startswith(NAME.encode()):
+                cast(Any, client.ft(name.decode())).dropindex(delete_documents=True)
         for prefix in ("lv:", "lv:positions:", "lv:source:", ""):
             for key in client.scan_iter(match=f"{prefix}{NAME}[:_]*", count=1000):
                 client.unlink(key)

@@ -15,35 +15,35 @@ def lines(config: Config, pipeline: Pipeline, version: IndexVersion) -> list[str
     shared: list[str] = []
     if differing & {"model", "dimension"}:
         shared += ["[embedding]", f"model = {_text(version.model)}", f"dimension = {version.dimension}", ""]
-        others = [one.name for one in config.pipelines if one.name != pipeline.name]
+        others = [other.name for other in config.pipelines if other.name != pipeline.name]
         if others:
             shared.insert(1, f"# also for {', '.join(others)}: reindex them, too")
     own: list[str] = []
     if "text" in differing:
         own.append(f"text = {_text(version.text)}")
     if "metadata" in differing:
-        fields = (
-            f"{{ column = {_text(column)}, type = {_text(kind)}, name = {_text(name)} }}"
-            for column, name, kind in version.metadata
-        )
+        fields = (_table(column=column, type=kind, name=name) for column, name, kind in version.metadata)
         own.append(f"metadata = [{', '.join(fields)}]")
     if differing & {"m", "ef_construction", "metric", "type"}:
-        own.append(
-            f"index = {{ m = {version.m}, ef_construction = {version.ef_construction}, "
-            f"ef_runtime = {pipeline.index.ef_runtime}, metric = {_text(version.metric)}, "
-            f"type = {_text(version.type)} }}"
-        )
+        graph = {"m": version.m, "ef_construction": version.ef_construction}
+        graph["ef_runtime"] = pipeline.index.ef_runtime
+        own.append(f"index = {_table(**graph, metric=version.metric, type=version.type)}")
     if "chunking" in differing:
         tokens_max, tokens_overlap = version.chunking
-        tokenizer = _text(pipeline.chunking.tokenizer)
+        tokenizer = pipeline.chunking.tokenizer
         own.append(
-            f"chunking = {{ tokens_max = {tokens_max}, tokens_overlap = {tokens_overlap}, tokenizer = {tokenizer} }}"
+            f"chunking = {_table(tokens_max=tokens_max, tokens_overlap=tokens_overlap, tokenizer=tokenizer)}"
         )
     if own:
         shared += ["[[pipelines]]", f"name = {_text(pipeline.name)}", *own]
     return shared
 
 
-def _text(value: str) -> str:
-    """Return a basic string of TOML: JSON's escapes are among its own."""
+def _table(**fields: str | int) -> str:
+    """Return an inline table, which tomli-w writes over several lines."""
+    return f"{{ {', '.join(f'{name} = {_text(value)}' for name, value in fields.items())} }}"
+
+
+def _text(value: str | int) -> str:
+    """Return a basic string of TOML, whose escapes include those of JSON, or a number."""
     return json.dumps(value, ensure_ascii=False)
