@@ -55,16 +55,6 @@ COMMANDS = {
     "model": "Build an embedding model for Triton, and check it.",
 }
 """Their names, and the first line of what each says of itself: what `livevec --help` prints."""
-_MODULES = {
-    "up": "stack",
-    "down": "stack",
-    "demo": "demo.command",
-    "status": "status.command",
-    "retry": "retry.command",
-    "reindex": "reindex.command",
-    "bench": "bench.command",
-}
-"""Where they are in daemon.cli, as far as the module has not the command's name."""
 
 
 class _Commands(TyperGroup):
@@ -80,8 +70,10 @@ class _Commands(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """Return a command or a group of commands: what is called `app`, or as the command, in its module."""
-    module = import_module(f"daemon.cli.{_MODULES.get(name, name)}")
+    """Return a command, or a group: `app`, or the function of that name, in NAME.py or in NAME/command.py."""
+    module = import_module("daemon.cli." + ("stack" if name in ("up", "down") else name))
+    if hasattr(module, "__path__"):
+        module = import_module(f"{module.__name__}.command")
     parent = typer.Typer()
     if hasattr(module, "app"):
         parent.add_typer(module.app, name=name, help=COMMANDS[name])

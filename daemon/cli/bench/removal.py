@@ -31,7 +31,7 @@ def remove(config: Config, connection: "psycopg.Connection[Any]", names: Sequenc
     with KafkaConnect(setting.config.connect) as client:
         client.delete(setting.source, with_slot=True)
     connection.execute(f"DROP PUBLICATION IF EXISTS {NAME}")
-    for pipeline in setting.pipelines:
+    for pipeline in setting.config.pipelines:
         LoadTable(connection, pipeline.table).drop()
     _remove_topics(setting)
     _remove_keys(setting.config)
@@ -45,7 +45,9 @@ def _remove_topics(setting: Setting) -> None:
     try:
         present = admin.list_topics(timeout=_ADMIN_TIMEOUT_S).topics
         names = [
-            topic.name for topic in topics(setting.source, setting.pipelines, kafka) if topic.name in present
+            topic.name
+            for topic in topics(setting.source, setting.config.pipelines, kafka)
+            if topic.name in present
         ]
         deletions = admin.delete_topics(names, operation_timeout=_ADMIN_TIMEOUT_S) if names else {}
         for deletion in deletions.values():

@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 from pydantic import SecretStr
 
+from daemon.cli import context as given
 from daemon.errors import ConfigError
 from daemon.settings import Config, Pipeline, PostgresSource
 
@@ -18,11 +19,10 @@ FLOOR = "livevec_bench_floor"
 
 @dataclass(frozen=True)
 class Setting:
-    """The configuration of the measured daemon, its source, and the pipelines that the connector serves, by name."""
+    """The configuration of what is measured: its only source, and a pipeline for each system."""
 
     config: Config
     source: PostgresSource
-    pipelines: tuple[Pipeline, ...]
 
     @classmethod
     def of(cls, config: Config, names: Sequence[str]) -> "Setting":
@@ -36,10 +36,7 @@ class Setting:
                 "a measurement embeds tens of thousands of texts, which may be charged for, and compares with "
                 'Triton alone: set provider = "triton" for it'
             )
-        known = [source for source in config.sources if isinstance(source, PostgresSource)]
-        if not known:
-            raise ConfigError("a measurement needs PostgreSQL: define a source with its dsn in daemon.toml")
-        source = known[0].model_copy(
+        source = given.postgres_sources(config, None)[0].model_copy(
             update={"name": NAME, "slot": NAME, "publication": NAME, "snapshot_mode": "no_data", "era": 0}
         )
         pipelines = tuple(
@@ -53,7 +50,7 @@ class Setting:
                 "pipelines": pipelines,
             }
         )
-        return cls(own, source, pipelines)
+        return cls(own, source)
 
     def daemon(self, pipeline: Pipeline) -> Config:
         """Return the configuration of a daemon that mirrors this pipeline alone."""

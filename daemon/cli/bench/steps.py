@@ -86,7 +86,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a measurement runs on. `tables` are in the pipelines' order; `folder` is for files, removed at the end."""
+    """What a measurement runs on. `tables`: in the order of the pipelines; `folder`: for files, removed at the end."""
 
     setting: Setting
     tables: tuple[LoadTable, ...]
@@ -115,7 +115,7 @@ def prepared(config: Config, steps: Steps, names: Sequence[str] = (NAME,)) -> It
         psycopg.connect(setting.source.dsn.get_secret_value(), autocommit=True) as connection,
         TemporaryDirectory(prefix="livevec-bench-", ignore_cleanup_errors=True) as folder,
     ):
-        tables = tuple(LoadTable(connection, pipeline.table) for pipeline in setting.pipelines)
+        tables = tuple(LoadTable(connection, pipeline.table) for pipeline in setting.config.pipelines)
         with steps.step("clean up"):
             remove(config, connection, names)
         try:
@@ -134,7 +134,7 @@ def livevec_running(bench: Bench, steps: Steps, config: Config | None = None) ->
     Args:
         config: see `Setting.daemon`, which makes it. None: that of the first table.
     """
-    config = config or bench.setting.daemon(bench.setting.pipelines[0])
+    config = config or bench.setting.daemon(bench.setting.config.pipelines[0])
     (pipeline,) = config.pipelines
     path = bench.folder / "daemon.toml"
     write_config(path, config)
@@ -142,14 +142,14 @@ def livevec_running(bench: Bench, steps: Steps, config: Config | None = None) ->
     with DaemonChild(path, log, config.telemetry.address) as child:
         with steps.step("start the daemon"):
             child.wait_ready()
-        yield Livevec(pipeline.name, bench.tables[bench.setting.pipelines.index(pipeline)], child)
+        yield Livevec(pipeline.name, bench.tables[bench.setting.config.pipelines.index(pipeline)], child)
 
 
 @contextmanager
 def floor_running(bench: Bench, steps: Steps) -> Iterator[Floor]:
     """The barest loop, running on the second table."""
     samples, path = bench.folder / "floor.samples", bench.folder / "floor.toml"
-    write_config(path, bench.setting.daemon(bench.setting.pipelines[1]))
+    write_config(path, bench.setting.daemon(bench.setting.config.pipelines[1]))
     command = [sys.executable, "-m", "daemon.bench.floor", str(path), str(samples)]
     log = default_home() / "logs" / "bench-floor.log"
     with ChildProcess(command, log, "the floor") as child:

@@ -36,11 +36,7 @@ _ANSWERS_SHOWN = 5
 
 
 async def follow(
-    config: Config,
-    pipeline: Pipeline,
-    client: Client,
-    handle: WorkflowHandle[Any, Any],
-    as_json: bool,
+    config: Config, pipeline: Pipeline, client: Client, handle: WorkflowHandle[Any, Any], as_json: bool
 ) -> None:
     """Follow it until readers are given the new version, or a person is asked.
 

@@ -1,6 +1,7 @@
 """The lines by which daemon.toml asks for the index version that readers see."""
 
 import json
+from collections.abc import Mapping
 
 from daemon.embedding.embedder import EmbeddingSpace
 from daemon.index.registry import IndexVersion, wanted
@@ -22,24 +23,24 @@ def lines(config: Config, pipeline: Pipeline, version: IndexVersion) -> list[str
     if "text" in differing:
         own.append(f"text = {_text(version.text)}")
     if "metadata" in differing:
-        fields = (_table(column=column, type=kind, name=name) for column, name, kind in version.metadata)
+        fields = (
+            _table({"column": column, "type": kind, "name": name}) for column, name, kind in version.metadata
+        )
         own.append(f"metadata = [{', '.join(fields)}]")
     if differing & {"m", "ef_construction", "metric", "type"}:
-        graph = {"m": version.m, "ef_construction": version.ef_construction}
-        graph["ef_runtime"] = pipeline.index.ef_runtime
-        own.append(f"index = {_table(**graph, metric=version.metric, type=version.type)}")
+        index: dict[str, str | int] = {"m": version.m, "ef_construction": version.ef_construction}
+        index |= {"ef_runtime": pipeline.index.ef_runtime, "metric": version.metric, "type": version.type}
+        own.append(f"index = {_table(index)}")
     if "chunking" in differing:
         tokens_max, tokens_overlap = version.chunking
-        tokenizer = pipeline.chunking.tokenizer
-        own.append(
-            f"chunking = {_table(tokens_max=tokens_max, tokens_overlap=tokens_overlap, tokenizer=tokenizer)}"
-        )
+        chunking: dict[str, str | int] = {"tokens_max": tokens_max, "tokens_overlap": tokens_overlap}
+        own.append(f"chunking = {_table(chunking | {'tokenizer': pipeline.chunking.tokenizer})}")
     if own:
         shared += ["[[pipelines]]", f"name = {_text(pipeline.name)}", *own]
     return shared
 
 
-def _table(**fields: str | int) -> str:
+def _table(fields: Mapping[str, str | int]) -> str:
     """Return an inline table, which tomli-w writes over several lines."""
     return f"{{ {', '.join(f'{name} = {_text(value)}' for name, value in fields.items())} }}"
 
