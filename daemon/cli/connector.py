@@ -1,8 +1,8 @@
 """`livevec connector`: the Debezium connectors of the sources."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -25,19 +25,6 @@ app = typer.Typer(no_args_is_help=True)
 
 Source = Annotated[str | None, typer.Argument(help="Name of the source; without it, every source.")]
 OneSource = Annotated[str, typer.Argument(help="Name of the source.")]
-
-
-@dataclass(frozen=True)
-class SourceStatus:
-    """A connector's state by Kafka Connect, and the slot's by PostgreSQL, which alone proves that changes are read."""
-
-    source: str
-    state: str
-    task: str | None
-    error: str
-    slot: str
-    slot_active: bool
-    streaming: bool
 
 
 @app.command()
@@ -98,15 +85,16 @@ def status(context: typer.Context, source: Source = None, as_json: Json = False)
     with KafkaConnect(config.connect) as client:
         statuses = [_status(client, chosen) for chosen in given.postgres_sources(config, source)]
     if as_json:
-        console.print_json({"sources": [asdict(status) for status in statuses]})
+        console.print_json({"sources": statuses})
     else:
         table = console.table("", "source", "connector", "task", "slot", "error")
         for status in statuses:
-            reading = f"{status.slot} {'active' if status.slot_active else 'not active'}"
-            mark = console.OK if status.streaming else console.BAD
-            table.add_row(mark, status.source, status.state, status.task or "none", reading, status.error)
+            mark = console.OK if status["streaming"] else console.BAD
+            reading = f"{status['slot']} {'active' if status['slot_active'] else 'not active'}"
+            cells = (status["source"], status["state"], status["task"] or "none", reading, status["error"])
+            table.add_row(mark, *map(console.plain, cells))
         console.out.print(table)
-    if not all(status.streaming for status in statuses):
+    if not all(status["streaming"] for status in statuses):
         raise typer.Exit(1)
 
 
@@ -187,18 +175,19 @@ def apply_source(
     return applied, prepared
 
 
-def _status(client: KafkaConnect, source: PostgresSource) -> SourceStatus:
+def _status(client: KafkaConnect, source: PostgresSource) -> dict[str, Any]:
+    """Return the state by Kafka Connect, and the slot's by PostgreSQL, which alone proves that changes are read."""
     status, present = client.status(source.name), slot.read(source)
     active = present is not None and present.active
-    return SourceStatus(
-        source=source.name,
-        state=status.state if status else "none",
-        task=status.task if status else None,
-        error=status.error if status else "",
-        slot=source.slot_name,
-        slot_active=active,
-        streaming=active and status is not None and (status.state, status.task) == ("RUNNING", "RUNNING"),
-    )
+    return {
+        "source": source.name,
+        "state": status.state if status else "none",
+        "task": status.task if status else None,
+        "error": status.error if status else "",
+        "slot": source.slot_name,
+        "slot_active": active,
+        "streaming": active and status is not None and (status.state, status.task) == ("RUNNING", "RUNNING"),
+    }
 
 
 def _client(context: typer.Context, source: str) -> KafkaConnect:

@@ -19,8 +19,6 @@ from daemon.index.reader import Hit
 from daemon.index.registry import IndexVersion
 from daemon.settings import Config, Pipeline
 
-_TEXT_SHOWN = 200
-
 
 def search(
     context: typer.Context,
@@ -46,7 +44,7 @@ def search(
     for hit in hits:
         fields = (hit.fields.get(name, "") for name in names)
         cells = (f"{hit.distance:.4f}", hit.id, *([hit.chunk] if chunks else []), *fields)
-        table.add_row(*map(console.plain, (*cells, console.shortened(hit.text, _TEXT_SHOWN))))
+        table.add_row(*map(console.plain, (*cells, console.shortened(hit.text, 200))))
     console.out.print(table)
     console.err.print(f"{len(hits)} found; embedding {embed_ms:.1f} ms, search {search_ms:.1f} ms")
 

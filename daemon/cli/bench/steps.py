@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,8 +14,7 @@ from daemon.bench.latency import Latency, OnProgress
 from daemon.bench.load import LoadRow, LoadTable, rows_of
 from daemon.bench.percentiles import STAGES
 from daemon.bench.process import cpu_s
-from daemon.cli.bench.removal import remove
-from daemon.cli.bench.setting import NAME, Setting, write_config
+from daemon.cli.bench.setting import NAME, Setting, remove, write_config
 from daemon.cli.child import ChildProcess, DaemonChild
 from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
@@ -100,7 +100,7 @@ def load_rows(steps: Steps, tokens: int, count: int) -> list[LoadRow]:
 
 def progress(steps: Steps) -> OnProgress:
     """Return a callback that shows how far a measurement is."""
-    return lambda what, done, total: steps.news("measure", what, done, total)
+    return partial(steps.news, "measure")
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from daemon.cli import context as given
 from daemon.cli import flows
 from daemon.cli.context import Json
 from daemon.cli.reindex import follow
+from daemon.embedding.embedder import EmbeddingSpace
 from daemon.errors import ConfigError, WorkflowError
 from daemon.index.connection import connect
-from daemon.index.registry import Versions
+from daemon.index.registry import Versions, wanted
 from daemon.settings import Config, Pipeline
 from workflows import client as temporal
 from workflows.reindex.contract import Approval, Changes, ReindexOrder, Rollback, workflow_id
@@ -134,17 +135,8 @@ def status(context: typer.Context, pipeline: Name, as_json: Json = False) -> Non
 
 def _configured(config: Config, pipeline: Pipeline) -> Changes:
     """Return what daemon.toml asks for."""
-    return Changes(
-        model=config.embedding.model,
-        dimension=config.embedding.dimension,
-        m=pipeline.index.m,
-        ef_construction=pipeline.index.ef_construction,
-        metric=pipeline.index.metric,
-        type=pipeline.index.type,
-        text=pipeline.text,
-        chunking=(pipeline.chunking.tokens_max, pipeline.chunking.tokens_overlap),
-        metadata=tuple((field.column, field.field, field.type) for field in pipeline.metadata),
-    )
+    space = EmbeddingSpace(config.embedding.model, config.embedding.dimension, 0, "")
+    return Changes.model_validate(wanted(pipeline, space), from_attributes=True)
 
 
 async def _refuse_the_same(config: Config, pipeline: Pipeline, changes: Changes) -> None:
