@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psycopg
-
+from connectors import slot
 from daemon.bench.latency import Latency, OnProgress
 from daemon.bench.load import LoadRow, LoadTable, rows_of
 from daemon.bench.percentiles import STAGES
@@ -112,7 +111,7 @@ def prepared(config: Config, steps: Steps, names: Sequence[str] = (NAME,)) -> It
     """
     setting = Setting.of(config, names)
     with (
-        psycopg.connect(setting.source.dsn.get_secret_value(), autocommit=True) as connection,
+        slot.connected(setting.source) as connection,
         TemporaryDirectory(prefix="livevec-bench-", ignore_cleanup_errors=True) as folder,
     ):
         tables = tuple(LoadTable(connection, pipeline.table) for pipeline in setting.config.pipelines)
