@@ -120,7 +120,11 @@ class Positions:
         restarted = bool(differing) and differing[0] == _SERVER.encode()
         stored = _stored(differing[2:] if restarted else differing, expected)
         if restarted:
-            lost = bool(stored) and _verdict(stored, expected) is Verdict.WENT_BACK
+            # Of all positions that are held, not only of those that move.
+            held = dict(known)
+            unmoved = [text for p, position in held.items() for text in (_field(p), *[position.encode()] * 2)]
+            stored = _stored(await self._call(key, unmoved), held)
+            lost = bool(stored) and _verdict(stored, held) is Verdict.WENT_BACK
             return Verdict.WENT_BACK if lost else Verdict.RESTARTED
         if all(
             position is not None

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from redis.commands.search.field import Field, NumericField, TagField, TextField, VectorField
 from redis.commands.search.index_definition import IndexDefinition, IndexType
+from redis.exceptions import ResponseError
 
 from daemon.core.document import TAG_SEPARATOR
 from daemon.index.connection import Client, IndexMissing, translated
@@ -68,13 +69,14 @@ async def exists(client: Client, index: str) -> bool:
 
 async def create(client: Client, layout: Layout, version: IndexVersion) -> None:
     """Create the index of a version; documents that are there already are indexed in the background."""
+    definition = cast(Any, IndexDefinition)(prefix=[layout.documents_prefix], index_type=IndexType.HASH)
     with translated():
-        await cast(Any, client.ft(layout.index)).create_index(
-            _fields(version),
-            definition=cast(Any, IndexDefinition)(
-                prefix=[layout.documents_prefix], index_type=IndexType.HASH
-            ),
-        )
+        try:
+            await cast(Any, client.ft(layout.index)).create_index(_fields(version), definition=definition)
+        except ResponseError as error:
+            # Another process may have been faster.
+            if "already exists" not in str(error).lower():
+                raise
 
 
 async def point_alias(client: Client, layout: Layout) -> None:

@@ -175,7 +175,7 @@ class Service:
         anchors = XidAnchors(parts.redis, source.name)
         parts.readers[source.name], parts.anchors[source.name] = reader, anchors
         self._identities[source.name] = IdentityWatch(parts.redis, reader, source)
-        known = await self._patience.call("redis", anchors.load)
+        known = await self._patience.call("redis", anchors.load, source.era)
         try:
             await anchors.add(reader)
         except RetryLater:

@@ -24,7 +24,7 @@ def _of_the_same_bucket(identifier: str) -> str:
     return next(other for n in count() if bucket_of(other := f"{identifier} {n}") == bucket)
 
 
-# Two buckets with two documents each, as in PythonIndex.
+# Two buckets with two documents each.
 _FIRST, _SECOND = "7", 'a/b {c} "d"\n%:0'
 IDENTIFIERS = (_FIRST, _of_the_same_bucket(_FIRST), _SECOND, _of_the_same_bucket(_SECOND))
 
