@@ -8,16 +8,20 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from daemon.cli.context import ConfigPath
 from daemon.errors import ConfigError, LivevecError
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file.", show_default="$LIVEVEC_CONFIG, else daemon.toml"),
+]
 
 COMMANDS = {
     "run": "Run the daemon until SIGTERM or SIGINT; it then finishes what it has read, commits and ends.",

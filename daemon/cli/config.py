@@ -8,6 +8,8 @@ import typer
 from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
+from daemon.cli.reference import markdown, masked
+from daemon.config import resolve_local
 from daemon.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True)
@@ -28,9 +30,6 @@ def check(context: typer.Context, as_json: Json = False) -> None:
 @app.command()
 def show(context: typer.Context, as_json: Json = False) -> None:
     """Print all settings as the daemon will use them, with secrets masked."""
-    from daemon.cli.reference import masked
-    from daemon.config import resolve_local
-
     config = given.loaded(context)
     try:
         config = resolve_local(config)
@@ -47,6 +46,4 @@ def show(context: typer.Context, as_json: Json = False) -> None:
 @app.command()
 def docs() -> None:
     """Print the reference of every key as Markdown."""
-    from daemon.cli.reference import markdown
-
     sys.stdout.write(markdown())

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -74,8 +73,7 @@ def shortened(text: str, chars_max: int) -> str:
 class Steps:
     """Shows steps with their seconds: live on a terminal, else in a line when a step begins and when it ends.
 
-    Attributes:
-        seconds: how long each finished step took, in the order in which they finished.
+    `seconds` holds how long each finished step took, in the order in which they finished.
     """
 
     def __init__(self) -> None:
@@ -96,9 +94,7 @@ class Steps:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def news(

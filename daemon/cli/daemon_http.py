@@ -10,11 +10,7 @@ _TIMEOUT_S = 2.0
 
 
 class DaemonHttp:
-    """A client of the daemon's telemetry server; every method raises httpx.HTTPError where it does not answer.
-
-    Args:
-        address: `host:port`, as in [telemetry].
-    """
+    """A client of the daemon's telemetry server at `host:port`; where it does not answer, httpx.HTTPError is raised."""
 
     def __init__(self, address: str, timeout_s: float = _TIMEOUT_S) -> None:
         host, _, port = address.rpartition(":")

@@ -15,7 +15,6 @@ from daemon.errors import ConfigError
 
 if TYPE_CHECKING:
     from triton_models import Device, ModelSource
-    from triton_models.check import FormComparison
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -124,7 +123,12 @@ def check(
         forms = [asdict(comparison) for comparison in comparisons]
         console.print_json({"source": str(model.folder), "cosine_min_allowed": COSINE_MIN, "forms": forms})
     else:
-        _show_comparisons(comparisons)
+        table = console.table("", "form", "cosine to float32: min", "mean")
+        for comparison in comparisons:
+            mark = console.OK if comparison.passed else console.BAD
+            figures = (f"{value:.6f}" for value in (comparison.cosine_min, comparison.cosine_mean))
+            table.add_row(mark, console.plain(comparison.form), *figures)
+        console.out.print(table)
     if not all(comparison.passed for comparison in comparisons):
         console.err.print(f"a cosine is below {COSINE_MIN}: do not serve that form", style="red")
         raise typer.Exit(1)
@@ -218,12 +222,3 @@ def _advise(name: str, model: "ModelSource", forms: Sequence[Form]) -> None:
         f"dimension = {model.shape.hidden_size}",
         markup=False,
     )
-
-
-def _show_comparisons(comparisons: Sequence["FormComparison"]) -> None:
-    table = console.table("", "form", "cosine to float32: min", "mean")
-    for comparison in comparisons:
-        mark = console.OK if comparison.passed else console.BAD
-        figures = (f"{value:.6f}" for value in (comparison.cosine_min, comparison.cosine_mean))
-        table.add_row(mark, console.plain(comparison.form), *figures)
-    console.out.print(table)

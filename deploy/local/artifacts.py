@@ -15,7 +15,6 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,21 +22,11 @@ import psutil
 from daemon.errors import StackError
 from deploy.local import maven
 from deploy.local.home import OnProgress, StepProgress
-from deploy.local.servers.base import TEMPLATES, package_folder
+from deploy.local.servers.base import TEMPLATES, Artifacts, package_folder
 
 DEBEZIUM = "io.debezium:debezium-connector-postgres:3.7.0.Final:tar.gz:plugin"
 # A stack that has just been given a model's folder does not run on it yet.
 KEPT_AFTER_USE_S = 3600.0
-
-
-@dataclass(frozen=True)
-class Artifacts:
-    """The folders in the cache that a stack is made of."""
-
-    kafka_jars: Path
-    connect_plugins: Path
-    triton_backends: Path
-    models: Path
 
 
 def default_cache() -> Path:
@@ -53,7 +42,14 @@ def ensure(cache: Path, on_progress: OnProgress, *, kafka: bool = True, triton: 
     Raises:
         StackError: Maven or a Python package is missing, a download failed or is not what was expected.
     """
-    artifacts = _locate(cache)
+    lock = hashlib.sha256(maven.LOCK.read_bytes()).hexdigest()[:12]
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    artifacts = Artifacts(
+        kafka_jars=cache / f"kafka-{lock}",
+        connect_plugins=cache / f"connect-plugins-{lock}",
+        triton_backends=cache / f"triton-{_version('nvidia-pytriton')}-{python}",
+        models=cache / f"models-{_model_key()}",
+    )
     if kafka and not (artifacts.kafka_jars.is_dir() and artifacts.connect_plugins.is_dir()):
         maven.check()
     if kafka:
@@ -64,17 +60,6 @@ def ensure(cache: Path, on_progress: OnProgress, *, kafka: bool = True, triton: 
         provide(artifacts.models, on_progress, "build the embedding model", _models)
         drop_unused_models(artifacts.models)
     return artifacts
-
-
-def _locate(cache: Path) -> Artifacts:
-    lock = hashlib.sha256(maven.LOCK.read_bytes()).hexdigest()[:12]
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return Artifacts(
-        kafka_jars=cache / f"kafka-{lock}",
-        connect_plugins=cache / f"connect-plugins-{lock}",
-        triton_backends=cache / f"triton-{_version('nvidia-pytriton')}-{python}",
-        models=cache / f"models-{_model_key()}",
-    )
 
 
 def _version(distribution: str) -> str:
@@ -198,11 +183,7 @@ def _models(folder: Path, report: OnDetail) -> None:
 
 
 def drop_unused_models(current: Path) -> list[Path]:
-    """Note the use of `current`, and drop the models that no process names and no stack was given lately.
-
-    Returns:
-        The folders that were dropped.
-    """
+    """Note the use of `current`; drop and return the models that no process names and no stack was given lately."""
     # A folder's time is that of its last use. Another user's cache is left alone.
     with suppress(PermissionError):
         os.utime(current)

@@ -42,38 +42,27 @@ def silent(progress: StepProgress) -> None:
 
 @dataclass(frozen=True)
 class Addresses:
-    """The address of each server of a running stack; all of them listen on 127.0.0.1 only."""
+    """The address of each server of a running stack; all of them listen on 127.0.0.1 only.
 
-    postgres_dsn: str
-    kafka_bootstrap_servers: str
-    connect_url: str
-    triton_grpc: str
-    triton_http: str
-    redis_url: str
-    temporal_address: str
-    temporal_ui_url: str
-    metrics_url: str
-    worker_metrics_url: str
-    worker_sdk_metrics_url: str
+    The defaults say how `of` forms an address from the ports.
+    """
+
+    postgres_dsn: str = "postgresql://postgres@{postgres}/livevec"
+    kafka_bootstrap_servers: str = "{kafka}"
+    connect_url: str = "http://{connect}"
+    triton_grpc: str = "{triton}"
+    triton_http: str = "http://{triton_http}"
+    redis_url: str = "redis://{redis}/0"
+    temporal_address: str = "{temporal}"
+    temporal_ui_url: str = "http://{temporal_ui}"
+    metrics_url: str = "http://{metrics}/metrics"
+    worker_metrics_url: str = "http://{worker_metrics}/metrics"
+    worker_sdk_metrics_url: str = "http://{worker_sdk_metrics}/metrics"
 
     @classmethod
     def of(cls, ports: Mapping[str, int]) -> Self:
-        def at(name: str) -> str:
-            return f"127.0.0.1:{ports[name]}"
-
-        return cls(
-            postgres_dsn=f"postgresql://postgres@{at('postgres')}/livevec",
-            kafka_bootstrap_servers=at("kafka"),
-            connect_url=f"http://{at('connect')}",
-            triton_grpc=at("triton"),
-            triton_http=f"http://{at('triton_http')}",
-            redis_url=f"redis://{at('redis')}/0",
-            temporal_address=at("temporal"),
-            temporal_ui_url=f"http://{at('temporal_ui')}",
-            metrics_url=f"http://{at('metrics')}/metrics",
-            worker_metrics_url=f"http://{at('worker_metrics')}/metrics",
-            worker_sdk_metrics_url=f"http://{at('worker_sdk_metrics')}/metrics",
-        )
+        places = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        return cls(*(address.format_map(places) for address in vars(cls()).values()))
 
 
 @dataclass(frozen=True)

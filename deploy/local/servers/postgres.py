@@ -42,11 +42,8 @@ class Postgres(Server):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._as_root = os.geteuid() == 0
-
-    @property
-    def _privileges(self) -> tuple[str, ...]:
         ids = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-        return ids if self._as_root else ()
+        self._privileges = ids if self._as_root else ()
 
     @property
     def _environment(self) -> dict[str, str]:
