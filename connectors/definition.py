@@ -15,10 +15,9 @@ from connectors.rules import check_definition
 from daemon.errors import ConnectorError
 from daemon.settings import ERA_HEADER, Pipeline, PostgresSource
 
-HEARTBEAT_TOPIC_PREFIX = "__debezium-heartbeat"
-MESSAGE_PREFIX = "livevec"
 RECORD_BYTES_MAX = 16 * 1024 * 1024
 """Largest record that the connector may send and that a topic made by livevec takes (Kafka's default: 1 MB)."""
+_REMEDY_OF_DSN = "write it as postgresql://user:password@host:5432/database"
 _QUEUE_BYTES_MAX = 64 * 1024 * 1024
 _JSON = "org.apache.kafka.connect.json.JsonConverter"
 
@@ -64,12 +63,7 @@ def connector_user(source: PostgresSource) -> str:
 
 
 def heartbeat_topic(source: PostgresSource) -> str:
-    return f"{HEARTBEAT_TOPIC_PREFIX}.{source.name}"
-
-
-def message_topic(source: PostgresSource) -> str:
-    """Return where the messages arrive that prove how far the log was read: op `m`, `source.ts_us` is their commit."""
-    return source.message_topic
+    return f"__debezium-heartbeat.{source.name}"
 
 
 def _database(source: PostgresSource) -> dict[str, str]:
@@ -78,8 +72,7 @@ def _database(source: PostgresSource) -> dict[str, str]:
         parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
     except ProgrammingError as error:
         raise ConnectorError(
-            f"the connection string of source {source.name!r} cannot be read: {error}".strip(),
-            "write it as postgresql://user:password@host:5432/database",
+            f"the connection string of source {source.name!r} cannot be read: {error}".strip(), _REMEDY_OF_DSN
         ) from None
     host, port = parts.get("host", "localhost"), parts.get("port", "5432")
     if "," in host or host.startswith("/"):
@@ -87,24 +80,20 @@ def _database(source: PostgresSource) -> dict[str, str]:
             f"source {source.name!r} names {host!r} as its host, but Debezium needs one TCP address",
             "set `capture_dsn` to the address of the primary (or of a proxy that follows it)",
         )
-    try:
-        database, user = parts["dbname"], parts["user"]
-    except KeyError as missing:
-        raise ConnectorError(
-            f"the connection string of source {source.name!r} names no {missing.args[0]}",
-            "write it as postgresql://user:password@host:5432/database",
-        ) from None
-    settings = {
+    for part in ("dbname", "user"):
+        if part not in parts:
+            raise ConnectorError(
+                f"the connection string of source {source.name!r} names no {part}", _REMEDY_OF_DSN
+            )
+    ssl = ("sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword")
+    return {
         "database.hostname": host,
         "database.port": port,
-        "database.user": user,
+        "database.user": parts["user"],
         "database.password": parts.get("password", ""),
-        "database.dbname": database,
+        "database.dbname": parts["dbname"],
+        **{f"database.{key}": parts[key] for key in ssl if key in parts},
     }
-    for key in ("sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword"):
-        if key in parts:
-            settings[f"database.{key}"] = parts[key]
-    return settings
 
 
 def _capture(source: PostgresSource, tables: Sequence[str]) -> dict[str, str]:
@@ -133,7 +122,7 @@ def _capture(source: PostgresSource, tables: Sequence[str]) -> dict[str, str]:
         # S: Debezium's own heartbeat goes on while the log stands still, so it proves nothing. This message comes
         # through the log: all that was committed before it has arrived. And it frees log that the slot would
         # hold back for ever while only other tables are written.
-        "heartbeat.action.query": f"SELECT pg_logical_emit_message(true, '{MESSAGE_PREFIX}', '')",
+        "heartbeat.action.query": "SELECT pg_logical_emit_message(true, 'livevec', '')",
         "status.update.interval.ms": "1000",
         # H: the defaults are 10 s each; a slot stays taken until PostgreSQL has noticed that its reader died.
         "errors.max.retries": "-1",
