@@ -5,16 +5,13 @@ each start and each hour: between two, fewer than 2^31 xids may pass.
 """
 
 from bisect import insort
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from daemon.core.version import Anchor, widen_xid
 from daemon.errors import StopPipeline
 from daemon.index.connection import Client, translated
 from daemon.index.layout import anchors_key
-
-
-class AnchorSource(Protocol):
-    async def anchor(self) -> Anchor: ...
+from daemon.source.postgres.reader import PostgresReader
 
 
 class XidAnchors:
@@ -33,7 +30,7 @@ class XidAnchors:
         self._anchors = sorted(Anchor(*map(int, text.split(b":"))) for text in stored)
         return bool(self._anchors)
 
-    async def add(self, source: AnchorSource) -> None:
+    async def add(self, source: PostgresReader) -> None:
         """Take an anchor now, and store it."""
         anchor = await source.anchor()
         if anchor not in self._anchors:

@@ -11,7 +11,8 @@ from daemon.errors import StopPipeline
 from daemon.index.connection import Client, translated
 from daemon.index.layout import tables_key
 from daemon.source.postgres.identity import Mark
-from daemon.source.postgres.reader import PostgresReader, TableSchema
+from daemon.source.postgres.reader import PostgresReader
+from daemon.source.postgres.schema import TableSchema
 
 
 class TableWatch:
