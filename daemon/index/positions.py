@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
-from daemon.index.connection import Client, FunctionsMissing, key_of_each_primary, translated
+from daemon.index.connection import Client, key_of_each_primary, translated
 from daemon.index.layout import positions_key
-from daemon.index.writer import load_functions
+from daemon.index.writer import call_function
 
 Partition = tuple[str, int]
 _SERVER = "@server"
@@ -151,12 +151,7 @@ class Positions:
                 known.pop(partition, None)
 
     async def _call(self, key: str, updates: Sequence[str | int]) -> list[bytes]:
-        try:
-            with translated():
-                reply = await cast(Any, self._client).fcall("livevec_advance", 1, key, *updates)
-        except FunctionsMissing:
-            await load_functions(self._client)
-            raise
+        reply = await call_function(self._client, "livevec_advance", key, *updates)
         return reply if isinstance(reply, list) else []
 
 

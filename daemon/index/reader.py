@@ -46,10 +46,8 @@ async def knn(
     """Return the k nearest documents (or chunks) to a vector.
 
     Args:
-        client: of Redis.
         index: name or alias.
         vector: float32 [dimension].
-        k: how many.
         type: number format of the index's vectors.
         filter: a Redis search expression over the metadata, e.g. `@category:{noun}`.
         ef_runtime: HNSW candidates; more finds better and takes longer.

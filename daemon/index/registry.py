@@ -61,7 +61,7 @@ class IndexVersion:
     def decode(cls, record: bytes) -> "IndexVersion":
         settings: dict[str, Any] = orjson.loads(record)
         settings["chunking"] = tuple(settings["chunking"])
-        settings["metadata"] = tuple(tuple(one) for one in settings["metadata"])
+        settings["metadata"] = tuple(tuple(field) for field in settings["metadata"])
         return cls(**settings)
 
     def differences(self, other: "IndexVersion") -> list[str]:

@@ -5,16 +5,16 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.resources import files
+from itertools import chain
 from typing import Any, cast
 
 from daemon.core.plan import Stored
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
-from daemon.index.connection import Client, FunctionsMissing, failure, translated
+from daemon.index.connection import Client, Command, FunctionsMissing, failure, pipelined, translated
 from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, gaps_key, reconcile_key
 
-Command = list[str | bytes | int]
 _KEYS_PER_STEP = 1000
 
 
@@ -39,11 +39,9 @@ class Put:
     chunks: tuple[tuple[str, bytes], ...]
 
     def command(self, layout: Layout) -> Command:
-        command = _call("livevec_put", layout, self.id)
-        command += (self.version.encode(), self.content_hash, self.metadata_hash)
-        command += (len(self.chunks), len(self.metadata) + 1, "id", self.id)
-        for field in self.metadata:
-            command += field
+        command: list[str | bytes | int] = [*_call("livevec_put", layout, self.id), self.version.encode()]
+        command += (self.content_hash, self.metadata_hash, len(self.chunks), len(self.metadata) + 1)
+        command += ("id", self.id, *chain.from_iterable(self.metadata))
         for chunk in self.chunks:
             command += chunk
         return command
@@ -61,11 +59,10 @@ class Touch:
     absent: tuple[str, ...]
 
     def command(self, layout: Layout) -> Command:
-        command = _call("livevec_touch", layout, self.id)
-        command += (self.version.encode(), self.content_hash, self.metadata_hash, len(self.metadata))
-        for field in self.metadata:
-            command += field
-        return [*command, *self.absent]
+        hashes = (self.version.encode(), self.content_hash, self.metadata_hash)
+        fields = chain.from_iterable(self.metadata)
+        call = _call("livevec_touch", layout, self.id)
+        return [*call, *hashes, len(self.metadata), *fields, *self.absent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +74,7 @@ class Delete:
     marker_ttl_ms: int
 
     def command(self, layout: Layout) -> Command:
-        return [
-            "FCALL",
-            "livevec_delete",
-            3,
-            *layout.keys(self.id),
-            self.version.encode(),
-            self.marker_ttl_ms,
-        ]
+        return [*_call("livevec_delete", layout, self.id), self.version.encode(), self.marker_ttl_ms]
 
 
 Write = Put | Touch | Delete
@@ -94,8 +84,6 @@ class IndexWriter:
     """Writes one index version.
 
     Args:
-        client: of Redis.
-        layout: names of the index version's keys.
         pipeline_commands_max: writes sent in one go; larger ones delay concurrent searches.
     """
 
@@ -110,11 +98,8 @@ class IndexWriter:
         Raises:
             FailureClass: see `connection.failure`.
         """
-        pipe = self._client.pipeline(transaction=False)
-        for identifier in ids:
-            pipe.execute_command("HMGET", self.layout.bookkeeping(identifier), "v", "h", "m")
-        with translated():
-            rows = await pipe.execute()
+        reads = [("HMGET", self.layout.bookkeeping(identifier), "v", "h", "m") for identifier in ids]
+        rows = await pipelined(self._client, reads)
         return [
             Stored(decode(v.decode()), h.decode() if h else None, m.decode() if m else None) if v else None
             for v, h, m in rows
@@ -128,12 +113,11 @@ class IndexWriter:
         """
         results: list[Result | FailureClass] = []
         for start in range(0, len(writes), self.commands_max):
-            pipe = self._client.pipeline(transaction=False)
-            for write in writes[start : start + self.commands_max]:
-                pipe.execute_command(*write.command(self.layout))
-            with translated():
-                replies = await pipe.execute(raise_on_error=False)
-            results.extend(_result(reply) for reply in replies)
+            commands = [write.command(self.layout) for write in writes[start : start + self.commands_max]]
+            replies = await pipelined(self._client, commands, raise_on_error=False)
+            results += [
+                failure(reply) if isinstance(reply, Exception) else Result(reply) for reply in replies
+            ]
         missing = next((result for result in results if isinstance(result, FunctionsMissing)), None)
         if missing is not None:
             await load_functions(self._client)
@@ -142,21 +126,16 @@ class IndexWriter:
 
     async def raise_floors(self, version: Version) -> None:
         """Put a floor into every bucket; must end before a sweep starts."""
-        pipe = self._client.pipeline(transaction=False)
-        for key in self.layout.floors():
-            pipe.execute_command("FCALL", "livevec_raise_floor", 1, key, version.encode())
-        with translated():
-            await pipe.execute()
+        floor = version.encode()
+        calls = [("FCALL", "livevec_raise_floor", 1, key, floor) for key in self.layout.floors()]
+        await pipelined(self._client, calls)
 
     async def sweep(self, version: Version, on_progress: Callable[[int], None] = lambda _: None) -> int:
         """Remove every document and marker that `version` is newer than; answers how many."""
         removed = seen = 0
         async for ids in self.ids(500):
-            pipe = self._client.pipeline(transaction=False)
-            for identifier in ids:
-                pipe.execute_command(*_call("livevec_sweep", self.layout, identifier), version.encode())
-            with translated():
-                removed += sum(reply == Result.APPLIED for reply in await pipe.execute())
+            calls = [(*_call("livevec_sweep", self.layout, one), version.encode()) for one in ids]
+            removed += sum(reply == Result.APPLIED for reply in await pipelined(self._client, calls))
             seen += len(ids)
             on_progress(seen)
         return removed
@@ -185,13 +164,7 @@ class IndexWriter:
         if not marks:
             return
         parts = [text for reason, since_s in marks.items() for text in (reason, repr(since_s))]
-        key = reconcile_key(self.layout.pipeline)
-        try:
-            with translated():
-                await cast(Any, self._client).fcall("livevec_clear_marks", 1, key, *parts)
-        except FunctionsMissing:
-            await load_functions(self._client)
-            raise
+        await call_function(self._client, "livevec_clear_marks", reconcile_key(self.layout.pipeline), *parts)
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
         """Return ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
@@ -218,11 +191,19 @@ async def load_functions(client: Client) -> None:
         await cast(Any, client).function_load(code, replace=True)
 
 
+async def call_function(client: Client, function: str, key: str, *arguments: str | int) -> Any:
+    """Call a function of the library with one key; where the library is missing, load it for the next attempt.
+
+    Raises:
+        FailureClass: Redis failed, or the library was missing.
+    """
+    try:
+        with translated():
+            return await cast(Any, client).fcall(function, 1, key, *arguments)
+    except FunctionsMissing:
+        await load_functions(client)
+        raise
+
+
 def _call(function: str, layout: Layout, identifier: str) -> Command:
     return ["FCALL", function, 3, *layout.keys(identifier)]
-
-
-def _result(reply: object) -> Result | FailureClass:
-    if isinstance(reply, Exception):
-        return failure(reply)
-    return Result(cast(int, reply))
