@@ -42,8 +42,8 @@ _JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One setting: the values it may have (the first is the one to write), Debezium's default, what goes wrong with
-    any other value, and the pattern of further values that it may have."""
+    """One setting: the values that lose or bend no row (the first is the one to write), Debezium's default, what goes
+    wrong with any other value, and the pattern of further values that are as good."""
 
     key: str
     allowed: tuple[str, ...]
@@ -64,7 +64,7 @@ class _Rule:
         )
 
 
-_RULES = (
+WRITTEN = (
     _Rule("connector.class", (POSTGRES_CLASS,), "", "livevec reads the envelope of this connector"),
     _Rule("plugin.name", ("pgoutput",), "decoderbufs", "decoderbufs needs an extension and drops TRUNCATE"),
     _Rule(
@@ -98,6 +98,7 @@ _RULES = (
         "Debezium would change the publication that the preflight has checked",
     ),
     _Rule("decimal.handling.mode", ("string",), "precise", "numeric values would arrive as bytes"),
+    # Text instead of numbers since 1970: a date in a text template reads as a date.
     _Rule("time.precision.mode", ("isostring",), "adaptive", "dates and times would arrive as numbers"),
     _Rule("interval.handling.mode", ("string",), "numeric", "intervals would arrive as approximate numbers"),
     _Rule("hstore.handling.mode", ("json",), "json", "hstore values would not equal those read directly"),
@@ -108,6 +109,24 @@ _RULES = (
     _Rule("key.converter.schemas.enable", ("false",), "true", "livevec reads JSON without schemas"),
     _Rule("value.converter", (_JSON,), "", "livevec reads JSON"),
     _Rule("value.converter.schemas.enable", ("false",), "true", "livevec reads JSON without schemas"),
+    _Rule(
+        "heartbeat.interval.ms",
+        ("1000",),
+        "0",
+        "freshness is not known while the tables are idle",
+        pattern=r"0*[1-9]\d*$",
+    ),
+    _Rule(
+        "heartbeat.action.query",
+        ("SELECT pg_logical_emit_message(true, 'livevec', '')",),
+        "",
+        # The message comes through the log: all that was committed before it has arrived.
+        "Debezium's heartbeat alone goes on while the log stands still, and the slot holds back log while only other "
+        "tables are written",
+        pattern=r"(?s:.*)pg_logical_emit_message\s*\(\s*true",
+    ),
+)
+_KEPT_DEFAULTS = (
     _Rule("field.name.adjustment.mode", ("none",), "none", "columns would have other names"),
     _Rule(
         "unavailable.value.placeholder",
@@ -122,27 +141,12 @@ _RULES = (
         "true",
         "an offset that the log no longer holds would go unnoticed",
     ),
-    _Rule(
-        "heartbeat.interval.ms",
-        ("1000",),
-        "0",
-        "freshness is not known while the tables are idle",
-        pattern=r"0*[1-9]\d*$",
-    ),
-    _Rule(
-        "heartbeat.action.query",
-        ("SELECT pg_logical_emit_message(true, 'livevec', '')",),
-        "",
-        "Debezium's heartbeat alone goes on while the log stands still, and the slot holds back log while only other "
-        "tables are written",
-        pattern=r"(?s:.*)pg_logical_emit_message\s*\(\s*true",
-    ),
 )
 
 
 def check_definition(definition: Mapping[str, str]) -> list[Finding]:
     """Check a connector's configuration, ours or one deployed by someone else: one finding per rule."""
-    return [*(rule.check(definition) for rule in _RULES), _transforms(definition)]
+    return [*(rule.check(definition) for rule in (*WRITTEN, *_KEPT_DEFAULTS)), _transforms(definition)]
 
 
 def _transforms(definition: Mapping[str, str]) -> Finding:

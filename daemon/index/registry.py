@@ -16,7 +16,7 @@ import orjson
 from daemon.embedding.embedder import EmbeddingSpace
 from daemon.errors import ConfigError, RetryLater
 from daemon.index.connection import Client, translated
-from daemon.index.layout import Layout, versions_key, writers_key
+from daemon.index.layout import Layout, pipeline_key, writers_key
 from daemon.settings import ChunkingSettings, EmbeddingSettings, MetadataField, Pipeline
 
 FIRST_VERSION = 1
@@ -165,7 +165,7 @@ class Versions:
     def __init__(self, client: Client, pipeline: str) -> None:
         self._client = cast(Any, client)
         self._pipeline = pipeline
-        self._key = versions_key(pipeline)
+        self._key = pipeline_key(pipeline, "versions")
 
     async def read(self) -> VersionTable | None:
         """Return the registry; None where nothing was registered yet."""
@@ -175,17 +175,15 @@ class Versions:
         versions = {int(name): IndexVersion.decode(value) for name, value in plain.items() if name.isdigit()}
         if not versions:
             return None
+        retired, failed = (
+            {int(name.removeprefix(prefix)): text for name, text in plain.items() if name.startswith(prefix)}
+            for prefix in (_RETIRED, _FAILED)
+        )
         return VersionTable(
             active=int(plain.get(_ACTIVE) or min(versions)),
             versions=versions,
-            retired=frozenset(
-                int(name.removeprefix(_RETIRED)) for name in plain if name.startswith(_RETIRED)
-            ),
-            failed={
-                int(name.removeprefix(_FAILED)): value.decode()
-                for name, value in plain.items()
-                if name.startswith(_FAILED)
-            },
+            retired=frozenset(retired),
+            failed={number: reason.decode() for number, reason in failed.items()},
         )
 
     async def known(self) -> VersionTable:

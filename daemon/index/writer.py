@@ -13,7 +13,7 @@ from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
 from daemon.index.connection import Client, Command, FunctionsMissing, failure, pipelined, translated
 from daemon.index.keyspace import Keyspace
-from daemon.index.layout import Layout, gaps_key, reconcile_key
+from daemon.index.layout import Layout, pipeline_key
 
 _KEYS_PER_STEP = 1000
 
@@ -144,13 +144,13 @@ class IndexWriter:
         """Note that the log alone cannot make this index right; `livevec verify --repair` can."""
         pipeline, now_s = self.layout.pipeline, repr(time.time())
         with translated():
-            await cast(Any, self._client).hset(gaps_key(pipeline), reason, now_s)
-            await cast(Any, self._client).hset(reconcile_key(pipeline), reason, now_s)
+            await cast(Any, self._client).hset(pipeline_key(pipeline, "gaps"), reason, now_s)
+            await cast(Any, self._client).hset(pipeline_key(pipeline, "reconcile"), reason, now_s)
 
     async def reconcile_reasons(self) -> dict[str, float]:
         """Return why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
         with translated():
-            reasons = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
+            reasons = await cast(Any, self._client).hgetall(pipeline_key(self.layout.pipeline, "reconcile"))
         return {reason.decode(): float(since) for reason, since in reasons.items()}
 
     async def reconciled(self, marks: Mapping[str, float]) -> None:
@@ -164,7 +164,9 @@ class IndexWriter:
         if not marks:
             return
         parts = [text for reason, since_s in marks.items() for text in (reason, repr(since_s))]
-        await call_function(self._client, "livevec_clear_marks", reconcile_key(self.layout.pipeline), *parts)
+        await call_function(
+            self._client, "livevec_clear_marks", pipeline_key(self.layout.pipeline, "reconcile"), *parts
+        )
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
         """Return ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 from daemon.core.version import Anchor, widen_xid
 from daemon.errors import StopPipeline
 from daemon.index.connection import Client, translated
-from daemon.index.layout import anchors_key
+from daemon.index.layout import source_key
 from daemon.source.postgres.reader import PostgresReader
 
 
@@ -19,7 +19,7 @@ class XidAnchors:
 
     def __init__(self, client: Client, source: str) -> None:
         self._client = client
-        self._key = anchors_key(source)
+        self._key = source_key(source, "anchors")
         self._source = source
         self._anchors: list[Anchor] = []
 

@@ -13,7 +13,7 @@ import orjson
 
 from daemon.errors import ConfigError, StopPipeline, StopProcess
 from daemon.index.connection import Client, translated
-from daemon.index.layout import identity_key, partitions_key
+from daemon.index.layout import pipeline_key, source_key
 from daemon.settings import PostgresSource
 from daemon.source.postgres.reader import PostgresReader
 
@@ -55,7 +55,7 @@ class IdentityWatch:
             await mark("era_began")
         if stored != now:
             with translated():
-                await cast(Any, self.client).set(identity_key(self.source.name), orjson.dumps(now))
+                await cast(Any, self.client).set(source_key(self.source.name, "identity"), orjson.dumps(now))
 
 
 async def check_same_source(client: Client, reader: PostgresReader, source: PostgresSource) -> None:
@@ -85,7 +85,7 @@ async def check_partitions(client: Client, pipeline: str, topic: str, partitions
     Raises:
         StopPipeline: it has others now.
     """
-    key = partitions_key(pipeline)
+    key = pipeline_key(pipeline, "partitions")
     with translated():
         await cast(Any, client).set(key, partitions, nx=True)
         before = int(await cast(Any, client).get(key))
@@ -108,7 +108,7 @@ async def _identity(reader: PostgresReader, source: PostgresSource) -> Identity:
 
 async def _stored(client: Client, source: PostgresSource) -> Identity | None:
     with translated():
-        stored = await cast(Any, client).get(identity_key(source.name))
+        stored = await cast(Any, client).get(source_key(source.name, "identity"))
     return cast(Identity, orjson.loads(stored)) if stored else None
 
 

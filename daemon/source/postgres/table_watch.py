@@ -11,7 +11,7 @@ import orjson
 
 from daemon.errors import StopPipeline
 from daemon.index.connection import Client, translated
-from daemon.index.layout import tables_key
+from daemon.index.layout import pipeline_key
 from daemon.source.postgres.identity import Mark
 from daemon.source.postgres.reader import PostgresReader
 from daemon.source.postgres.schema import TableSchema
@@ -52,7 +52,7 @@ class TableWatch:
             }
         )
         with translated():
-            stored = await cast(Any, self.client).get(tables_key(self.pipeline))
+            stored = await cast(Any, self.client).get(pipeline_key(self.pipeline, "table"))
         # Both from JSON: a tuple is not equal to the list that it became.
         now, before = orjson.loads(facts), orjson.loads(stored or facts)
         for name, value in now.items():
@@ -60,7 +60,7 @@ class TableWatch:
                 await mark(name)
         if stored is None or before != now:
             with translated():
-                await cast(Any, self.client).set(tables_key(self.pipeline), facts)
+                await cast(Any, self.client).set(pipeline_key(self.pipeline, "table"), facts)
 
     def _check_columns(self, table: TableSchema) -> None:
         if table.key != self.table.key:

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from daemon.core.version import LogVersion, SnapshotVersion, decode, replaces
 from daemon.errors import RejectRow, RetryLater
 from daemon.index.durability import Durability
-from daemon.index.layout import document_id, document_key, versions_key
+from daemon.index.layout import document_id, document_key, pipeline_key
 from daemon.patience import Patience
 from daemon.projection import build
 from daemon.projection.build import Projection, opened
@@ -110,7 +110,7 @@ class Worker:
         while True:
             await asyncio.sleep(_LOOK_S)
             if not self._shell.servers.redis.keyspace.hash(
-                versions_key(self._shell.config.pipelines[0].name)
+                pipeline_key(self._shell.config.pipelines[0].name, "versions")
             ):
                 continue  # no daemon has made the index yet, or Redis has lost it and the daemon puts it back
             try:

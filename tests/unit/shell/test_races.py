@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from daemon.errors import StopProcess
-from daemon.index.layout import Layout, versions_key
+from daemon.index.layout import Layout, pipeline_key
 from daemon.index.registry import IndexVersion
 from daemon.settings import BatchingSettings, RetrySettings
 from tests.support.shell import mutations
@@ -91,7 +91,7 @@ def _refuse_marks_once(shell: Shell) -> None:
 
 async def register(shell: Shell, model: str) -> int:
     """Register another index version, as `livevec reindex` does."""
-    keyspace, key = shell.servers.redis.keyspace, versions_key(PIPELINE)
+    keyspace, key = shell.servers.redis.keyspace, pipeline_key(PIPELINE, "versions")
     first = IndexVersion.decode(keyspace.hash(key)[b"1"])
     second = replace(first, number=2, model=model, fingerprint=f"fingerprint of {model}")
     keyspace.hash_set(key, {b"2": second.encode(), b"last": b"2"})
@@ -113,7 +113,7 @@ async def two_failing_batches_of_an_unseen_version_end_nothing(shell: Shell) -> 
     await asyncio.sleep(5)
     assert not shell.ended, f"the process has ended: {shell.failure!r}"
     assert shell.documents() == shell.servers.database.table()
-    assert b"failed:2" in shell.servers.redis.keyspace.hash(versions_key(PIPELINE))
+    assert b"failed:2" in shell.servers.redis.keyspace.hash(pipeline_key(PIPELINE, "versions"))
 
 
 async def a_version_whose_model_is_away_holds_up_nobody(shell: Shell) -> None:
