@@ -117,11 +117,10 @@ class Positions:
             # Partitions may have been released, or claimed anew, while Redis was asked.
             known.update((p, moves[p]) for p, position in expected.items() if known.get(p) == position)
             return Verdict.ADVANCED
-        restarted = bool(differing) and differing[0] == _SERVER.encode()
+        restarted = differing[0] == _SERVER.encode()
         stored = _stored(differing[2:] if restarted else differing, expected)
         if restarted:
-            lost = bool(stored) and _verdict(stored, expected) is Verdict.WENT_BACK
-            return Verdict.WENT_BACK if lost else Verdict.RESTARTED
+            return Verdict.WENT_BACK if _verdict(stored, expected) is Verdict.WENT_BACK else Verdict.RESTARTED
         if all(
             position is not None
             and position.claim == expected[p].claim

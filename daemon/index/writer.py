@@ -12,10 +12,8 @@ from daemon.core.plan import Stored
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
 from daemon.index.connection import Client, Command, FunctionsMissing, failure, pipelined, translated
-from daemon.index.keyspace import Keyspace
+from daemon.index.keyspace import KEYS_PER_STEP, Keyspace
 from daemon.index.layout import Layout, pipeline_key
-
-_KEYS_PER_STEP = 1000
 
 
 class Result(IntEnum):
@@ -80,17 +78,17 @@ class Delete:
 Write = Put | Touch | Delete
 
 
+@dataclass(frozen=True)
 class IndexWriter:
     """Writes one index version.
 
-    Args:
-        pipeline_commands_max: writes sent in one go; larger ones delay concurrent searches.
+    Attributes:
+        commands_max: writes sent in one go; larger ones delay concurrent searches.
     """
 
-    def __init__(self, client: Client, layout: Layout, pipeline_commands_max: int) -> None:
-        self._client = client
-        self.layout = layout
-        self.commands_max = pipeline_commands_max
+    client: Client
+    layout: Layout
+    commands_max: int
 
     async def lookup(self, ids: Sequence[str]) -> list[Stored | None]:
         """Return bookkeeping of each id, in one round trip.
@@ -99,7 +97,7 @@ class IndexWriter:
             FailureClass: see `connection.failure`.
         """
         reads = [("HMGET", self.layout.bookkeeping(identifier), "v", "h", "m") for identifier in ids]
-        rows = await pipelined(self._client, reads)
+        rows = await pipelined(self.client, reads)
         return [
             Stored(decode(v.decode()), h.decode() if h else None, m.decode() if m else None) if v else None
             for v, h, m in rows
@@ -114,13 +112,13 @@ class IndexWriter:
         results: list[Result | FailureClass] = []
         for start in range(0, len(writes), self.commands_max):
             commands = [write.command(self.layout) for write in writes[start : start + self.commands_max]]
-            replies = await pipelined(self._client, commands, raise_on_error=False)
+            replies = await pipelined(self.client, commands, raise_on_error=False)
             results += [
                 failure(reply) if isinstance(reply, Exception) else Result(reply) for reply in replies
             ]
         missing = next((result for result in results if isinstance(result, FunctionsMissing)), None)
         if missing is not None:
-            await load_functions(self._client)
+            await load_functions(self.client)
             raise missing
         return results
 
@@ -128,14 +126,14 @@ class IndexWriter:
         """Put a floor into every bucket; must end before a sweep starts."""
         floor = version.encode()
         calls = [("FCALL", "livevec_raise_floor", 1, key, floor) for key in self.layout.floors()]
-        await pipelined(self._client, calls)
+        await pipelined(self.client, calls)
 
     async def sweep(self, version: Version, on_progress: Callable[[int], None] = lambda _: None) -> int:
         """Remove every document and marker that `version` is newer than; answers how many."""
         removed = seen = 0
         async for ids in self.ids(500):
             calls = [(*_call("livevec_sweep", self.layout, one), version.encode()) for one in ids]
-            removed += sum(reply == Result.APPLIED for reply in await pipelined(self._client, calls))
+            removed += sum(reply == Result.APPLIED for reply in await pipelined(self.client, calls))
             seen += len(ids)
             on_progress(seen)
         return removed
@@ -144,13 +142,13 @@ class IndexWriter:
         """Note that the log alone cannot make this index right; `livevec verify --repair` can."""
         pipeline, now_s = self.layout.pipeline, repr(time.time())
         with translated():
-            await cast(Any, self._client).hset(pipeline_key(pipeline, "gaps"), reason, now_s)
-            await cast(Any, self._client).hset(pipeline_key(pipeline, "reconcile"), reason, now_s)
+            await cast(Any, self.client).hset(pipeline_key(pipeline, "gaps"), reason, now_s)
+            await cast(Any, self.client).hset(pipeline_key(pipeline, "reconcile"), reason, now_s)
 
     async def reconcile_reasons(self) -> dict[str, float]:
         """Return why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
         with translated():
-            reasons = await cast(Any, self._client).hgetall(pipeline_key(self.layout.pipeline, "reconcile"))
+            reasons = await cast(Any, self.client).hgetall(pipeline_key(self.layout.pipeline, "reconcile"))
         return {reason.decode(): float(since) for reason, since in reasons.items()}
 
     async def reconciled(self, marks: Mapping[str, float]) -> None:
@@ -165,25 +163,22 @@ class IndexWriter:
             return
         parts = [text for reason, since_s in marks.items() for text in (reason, repr(since_s))]
         await call_function(
-            self._client, "livevec_clear_marks", pipeline_key(self.layout.pipeline, "reconcile"), *parts
+            self.client, "livevec_clear_marks", pipeline_key(self.layout.pipeline, "reconcile"), *parts
         )
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
         """Return ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
-        keyspace = Keyspace(self._client, self.layout)
+        keyspace = Keyspace(self.client, self.layout)
         position = await keyspace.beginning()
         batch: list[str] = []
         while not position.done:
-            step = await keyspace.step(position, _KEYS_PER_STEP)
+            step = await keyspace.step(position, KEYS_PER_STEP)
             position = step.position
-            for key in step.keys:
-                if key.startswith(self.layout.bookkeeping_prefix):
-                    batch.append(self.layout.identifier(key))
-                if len(batch) >= count:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
+            prefix = self.layout.bookkeeping_prefix
+            batch += [self.layout.identifier(key) for key in step.keys if key.startswith(prefix)]
+            while len(batch) >= count or (batch and position.done):
+                yield batch[:count]
+                del batch[:count]
 
 
 async def load_functions(client: Client) -> None:

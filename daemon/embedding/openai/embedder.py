@@ -43,7 +43,12 @@ class OpenAIEmbedder:
         """Raise ConfigError where the URL or the tokenizer cannot be used; nothing is connected yet."""
         self._settings = settings
         self._where = f"model {settings.model!r} at {settings.url}"
-        self._endpoint = _endpoint(settings.url)
+        self._endpoint = settings.url.rstrip("/") + "/embeddings"
+        try:
+            httpx.URL(self._endpoint)
+        except httpx.InvalidURL as error:
+            message = f"embedding.url {settings.url!r} is no URL ({error}); write https://host/v1"
+            raise ConfigError(message) from error
         self._prompts = {"document": settings.document_prompt, "query": settings.query_prompt}
         self._cutter = RequestCutter(
             settings.batch_texts_max,
@@ -248,15 +253,6 @@ class OpenAIEmbedder:
             if len(self._tries) > _SUSPECTS_MAX:
                 del self._tries[next(iter(self._tries))]
         return verdict
-
-
-def _endpoint(url: str) -> str:
-    endpoint = url.rstrip("/") + "/embeddings"
-    try:
-        httpx.URL(endpoint)
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"embedding.url {url!r} is no URL ({error}); write https://host/v1") from error
-    return endpoint
 
 
 def _gravest(failures: Sequence[BaseException], texts: int) -> BaseException:

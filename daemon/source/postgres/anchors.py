@@ -18,7 +18,7 @@ class XidAnchors:
     """The anchors of one source."""
 
     def __init__(self, client: Client, source: str) -> None:
-        self._client = client
+        self._client = cast(Any, client)
         self._key = source_key(source, "anchors")
         self._source = source
         self._anchors: list[Anchor] = []
@@ -26,7 +26,7 @@ class XidAnchors:
     async def load(self) -> bool:
         """Read the stored anchors; answers whether there are any."""
         with translated():
-            stored = await cast(Any, self._client).smembers(self._key)
+            stored = await self._client.smembers(self._key)
         self._anchors = sorted(Anchor(*map(int, text.split(b":"))) for text in stored)
         return bool(self._anchors)
 
@@ -42,7 +42,7 @@ class XidAnchors:
         if self._anchors:
             texts = [f"{anchor.era}:{anchor.lsn}:{anchor.xid}" for anchor in self._anchors]
             with translated():
-                await cast(Any, self._client).sadd(self._key, *texts)
+                await self._client.sadd(self._key, *texts)
 
     def widen(self, xid: int, era: int, lsn: int) -> int:
         """Widen an xid, see `core.version.widen_xid`.

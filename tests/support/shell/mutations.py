@@ -125,6 +125,6 @@ def clear_marks_by_name() -> AbstractContextManager[Any]:
     async def reconciled(self: IndexWriter, marks: dict[str, float]) -> None:
         if marks:
             with translated():
-                await self._client.hdel(pipeline_key(self.layout.pipeline, "reconcile"), *marks)  # type: ignore[misc]
+                await self.client.hdel(pipeline_key(self.layout.pipeline, "reconcile"), *marks)  # type: ignore[misc]
 
     return patch.object(IndexWriter, "reconciled", reconciled)
