@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from redis.commands.search.field import Field, NumericField, TagField, TextField, VectorField
 from redis.commands.search.index_definition import IndexDefinition, IndexType
+from redis.exceptions import ResponseError
 
 from daemon.core.document import TAG_SEPARATOR
 from daemon.index.connection import Client, IndexMissing, translated
@@ -24,7 +25,12 @@ async def ensure(client: Client, pipeline: str, version: IndexVersion) -> Layout
     if not await exists(client, layout.index):
         definition = cast(Any, IndexDefinition)(prefix=[layout.documents_prefix], index_type=IndexType.HASH)
         with translated():
-            await cast(Any, client.ft(layout.index)).create_index(_fields(version), definition=definition)
+            try:
+                await cast(Any, client.ft(layout.index)).create_index(_fields(version), definition=definition)
+            except ResponseError as error:
+                # Another process may have been faster.
+                if "already exists" not in str(error).lower():
+                    raise
     return layout
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -32,6 +34,16 @@ _SOURCE_WATCH_INTERVAL_S = 60.0
 _VERSIONS_INTERVAL_S = 1.0
 _LIVE_INTERVAL_S = 0.25
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """What is done again and again, under the name by which the health shows that it fails."""
+
+    name: str
+    interval_s: float
+    work: Callable[[], Awaitable[None]]
+    at_once: bool = False
 
 
 class Service:
@@ -70,7 +82,7 @@ class Service:
         try:
             async with self._closing:
                 try:
-                    async with self._background((("signs of life", 1.0, False, self._be_alive),)):
+                    async with self._background([Chore("signs of life", 1.0, self._be_alive)]):
                         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
                     if starting.done():
                         await self._work(*starting.result())
@@ -118,8 +130,7 @@ class Service:
     async def _start(self) -> tuple[Parts, LiveVersions, Partitions]:
         """Build all parts, waiting for those that are not up yet."""
         config, edges = self._config, self._edges
-        redis = edges.redis(config.redis)
-        self._closing.push_async_callback(_awaiting(redis.aclose))
+        redis = await self._closing.enter_async_context(contextlib.aclosing(edges.redis(config.redis)))
         await self._patience.call("redis", load_functions, redis)
         embedders = Embedders(self._patience, edges.embedder)
         self._closing.push_async_callback(embedders.close)
@@ -164,7 +175,7 @@ class Service:
         anchors = XidAnchors(parts.redis, source.name)
         parts.readers[source.name], parts.anchors[source.name] = reader, anchors
         self._identities[source.name] = IdentityWatch(parts.redis, reader, source)
-        known = await self._patience.call("redis", anchors.load)
+        known = await self._patience.call("redis", anchors.load, source.era)
         try:
             await anchors.add(reader)
         except RetryLater:
@@ -177,30 +188,18 @@ class Service:
         partitions.reader.start()
         log.info("started", pipelines=[pipeline.name for pipeline in self._config.pipelines])
         commit_s = self._config.kafka.commit_interval_ms / 1000
-        chores = (
-            ("offset commits", commit_s, False, partitions.commit),
-            ("index versions", _VERSIONS_INTERVAL_S, False, lambda: versions.follow(partitions.owned)),
-            ("signs of live changes", _LIVE_INTERVAL_S, False, lambda: self._tell_live(parts, versions)),
-            ("indexes", _HOUSEKEEPING_INTERVAL_S, False, lambda: self._keep_house(parts, versions)),
-            *(
-                (
-                    f"transaction ids of {source}",
-                    _ANCHOR_INTERVAL_S,
-                    False,
-                    lambda s=source: self._anchor(parts, s),
-                )
-                for source in parts.anchors
-            ),
-            *(
-                (
-                    f"watch of {source}",
-                    _SOURCE_WATCH_INTERVAL_S,
-                    True,
-                    lambda s=source: self._watch(parts, versions, s),
-                )
-                for source in (source.name for source in self._config.sources)
-            ),
-        )
+        chores = [
+            Chore("offset commits", commit_s, partitions.commit),
+            Chore("index versions", _VERSIONS_INTERVAL_S, lambda: versions.follow(partitions.owned)),
+            Chore("signs of live changes", _LIVE_INTERVAL_S, partial(self._tell_live, parts, versions)),
+            Chore("indexes", _HOUSEKEEPING_INTERVAL_S, partial(self._keep_house, parts, versions)),
+        ]
+        for source, anchors in parts.anchors.items():
+            add = partial(anchors.add, parts.readers[source])
+            chores.append(Chore(f"transaction ids of {source}", _ANCHOR_INTERVAL_S, add))
+        for source in (source.name for source in self._config.sources):
+            watch = partial(self._watch, parts, versions, source)
+            chores.append(Chore(f"watch of {source}", _SOURCE_WATCH_INTERVAL_S, watch, at_once=True))
         async with self._background(chores):
             await self._stop.wait()
             waiting = sum(mirror.dispatcher.waiting_changes for mirror in versions.all())
@@ -241,9 +240,6 @@ class Service:
                 self.metrics.needs_reconcile.labels(name).set(bool(reasons))
         await parts.embedders.check()
 
-    async def _anchor(self, parts: Parts, source: str) -> None:
-        await parts.anchors[source].add(parts.readers[source])
-
     async def _watch(self, parts: Parts, versions: LiveVersions, source: str) -> None:
         """A lost history stops the process; a change of a table that never reached the log calls for a repair."""
         if source in self._identities:
@@ -271,17 +267,14 @@ class Service:
         await check_partitions(parts.redis, mirror.pipeline.name, topic, count)
 
     @contextlib.asynccontextmanager
-    async def _background(
-        self, chores: "tuple[tuple[str, float, bool, Callable[[], Awaitable[None]]], ...]"
-    ) -> AsyncIterator[None]:
-        """Do these (name, interval, at once, work) again and again meanwhile; one that fails ends the process."""
+    async def _background(self, chores: Sequence[Chore]) -> AsyncIterator[None]:
+        """Do these again and again meanwhile; one that fails ends the process."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.failed(error)
 
-        coroutines: list[Coroutine[Any, Any, None]] = [self._every(*chore) for chore in chores]
-        tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+        tasks = [asyncio.create_task(self._every(chore)) for chore in chores]
         for task in tasks:
             task.add_done_callback(ended)
         try:
@@ -291,34 +284,25 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _every(
-        self, name: str, interval_s: float, at_once: bool, work: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def _every(self, chore: Chore) -> None:
         """Do a chore again and again; where it fails for now, or only a person can mend it, it goes on, and shows."""
-        pause_s = 0.0 if at_once else interval_s
+        pause_s = 0.0 if chore.at_once else chore.interval_s
         failing = False
         while True:
             await asyncio.sleep(pause_s)
-            pause_s = interval_s
+            pause_s = chore.interval_s
             self.health.alive_at_s = time.monotonic()
             try:
-                await work()
+                await chore.work()
             except (RetryLater, StopPipeline) as error:
                 failing = True
-                self.health.down(name, error)
+                self.health.down(chore.name, error)
             else:
                 if failing:
-                    failing = False
-                    self.health.up(name)
+                    self.health.up(chore.name)
+                failing = False
 
 
 async def _mark(mirror: Mirror, reason: str) -> None:
     log.error(reason, pipeline=mirror.pipeline.name, remedy="livevec verify --repair")
     await mirror.writer.mark_for_reconcile(reason)
-
-
-def _awaiting(close: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
-    async def call() -> None:
-        await close()
-
-    return call

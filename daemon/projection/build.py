@@ -6,8 +6,8 @@ does, under the same version rule. They refuse a database that is not the one th
 or a repair from another database would empty the index.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from daemon.core.change import Row
@@ -291,8 +291,7 @@ async def opened_events(
 async def _connected(
     stack: AsyncExitStack, config: Config, pipeline: Pipeline, version: int | None, patience: Patience
 ) -> _Opened:
-    client = connect(config.redis)
-    stack.push_async_callback(_closing(client.aclose))
+    client = await stack.enter_async_context(aclosing(connect(config.redis)))
     versions = Versions(client, pipeline.name)
     registry = await patience.call("redis", versions.known)
     made_with = registry.version(version)
@@ -301,13 +300,6 @@ async def _connected(
     space = await patience.call(f"embedder {made_with.model}", embedder.start)
     made_with.check_space(space, pipeline.name)
     return _Opened(client, versions, registry, made_with, embedder, space)
-
-
-def _closing(close: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
-    async def call() -> None:
-        await close()
-
-    return call
 
 
 def _lane(config: Config, assembly: Assembly, share: EmbedderShare | None) -> SlowLane:

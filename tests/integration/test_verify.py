@@ -141,8 +141,8 @@ async def test_a_repair_that_would_remove_most_of_an_index_removes_nothing_befor
             await check(mirrored, repair=True)
         assert len(mirrored.documents()) == 150
     assert mirrored.redis.hexists(f"lv:{mirrored.name}:reconcile", "redis_went_back")
-    status, refused = verify(mirrored, "--repair")
-    assert (status, "--yes" in refused["error"]) == (1, True)
+    refused = mirrored.command("verify", "--repair")
+    assert (refused.returncode, "--repair --yes" in refused.stderr) == (1, True), refused.stderr
     status, mended = verify(mirrored, "--repair", "--yes")
     assert (status, mended["ok"], mended["documents"]) == (0, True, 70)
     assert mended["pipelines"][0]["repair"]["swept"] >= 80

@@ -163,7 +163,7 @@ def _fits(value: Any) -> bool:
     return True
 
 
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=1_000, deadline=None)
 @given(broken())
 def test_no_broken_record_raises_anything_but_a_class(case: tuple[bytes, bytes | None]) -> None:
     value, key = case

@@ -23,12 +23,12 @@ class XidAnchors:
         self._source = source
         self._anchors: list[Anchor] = []
 
-    async def load(self) -> bool:
-        """Read the stored anchors; answers whether there are any."""
+    async def load(self, era: int) -> bool:
+        """Read the stored anchors; answers whether there are any of that era."""
         with translated():
             stored = await self._client.smembers(self._key)
         self._anchors = sorted(Anchor(*map(int, text.split(b":"))) for text in stored)
-        return bool(self._anchors)
+        return any(anchor.era == era for anchor in self._anchors)
 
     async def add(self, source: PostgresReader) -> None:
         """Take an anchor now, and store it."""

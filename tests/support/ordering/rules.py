@@ -27,7 +27,7 @@ _BEYOND_EVERY_LSN = 1 << 64
 def _versions_of_changes() -> AbstractContextManager[Any]:
     async def reread(self: Projector, hints: Any, on_embedded: Any = lambda: None) -> Any:
         changes = [hint.change for hint in hints]
-        results = await self._patience.call("source", self._rows.reread_each, [c.key for c in changes])  # type: ignore[union-attr]
+        results = await self._patience.call("source", self._rows.reread_each, [c.key for c in changes])
         ready: list[Work] = []
         for work, change, result in zip(hints, changes, results, strict=True):
             assert not isinstance(result, RejectRow)

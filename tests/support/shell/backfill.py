@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 from daemon.core.version import LogVersion, SnapshotVersion, decode, replaces
-from daemon.errors import RejectRow, RetryLater
+from daemon.errors import ConfigError, RejectRow, RetryLater
 from daemon.index.durability import Durability
 from daemon.index.layout import document_id, document_key, pipeline_key
 from daemon.patience import Patience
@@ -74,10 +74,11 @@ class Worker:
         self._tried: set[int] = set()
         self._wanted = False
         self._process: Process | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._process = Process()
-        self._process.run(self._loop, self._run(FakeEdges(self._shell.servers, self._process)))
+        self._task = self._process.run(self._loop, self._run(FakeEdges(self._shell.servers, self._process)))
 
     def die(self) -> None:
         if self._process is not None:
@@ -96,7 +97,13 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether there is nothing to do.
+
+        Raises:
+            Exception: what it ended with.
+        """
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
         letters = self._shell.servers.letters.letters
         return not (
             self._wanted
@@ -107,11 +114,11 @@ class Worker:
 
     async def _run(self, edges: FakeEdges) -> None:
         _EDGES.set(edges)
+        [pipeline] = self._shell.config.pipelines
+        registry = pipeline_key(pipeline.name, "versions")
         while True:
             await asyncio.sleep(_LOOK_S)
-            if not self._shell.servers.redis.keyspace.hash(
-                pipeline_key(self._shell.config.pipelines[0].name, "versions")
-            ):
+            if not self._shell.servers.redis.keyspace.there(registry):
                 continue  # no daemon has made the index yet, or Redis has lost it and the daemon puts it back
             try:
                 if self._wanted or self.backfill or self._shell.reconcile_reasons():
@@ -119,6 +126,9 @@ class Worker:
                 await self._try_letters(edges)
             except RetryLater:
                 continue
+            except ConfigError as error:
+                if "has no index yet" not in str(error):
+                    raise
 
     # ---- backfills
 

@@ -291,6 +291,8 @@ class FakeKafkaReader:
         surplus = sorted(partition for partition in self.owned if partition not in wanted)
         if surplus:
             await self._revoke(surplus)
+        if self._lost:
+            return  # lost meanwhile, which is told before anything is assigned
         new = sorted(partition for partition in wanted - self.owned if self._group.owner(partition) is None)
         if new:
             await self._assign(new)

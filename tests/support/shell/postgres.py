@@ -68,6 +68,7 @@ class Database:
     ) -> None:
         self.faults = faults
         self.schema = TABLE
+        self.source_name = source.name
         self.system_identifier = 7_300_000_000_000_000_001
         self.timeline = 1
         self.oid = 16_384

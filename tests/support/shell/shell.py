@@ -39,7 +39,7 @@ _LOOK_S = 0.05
 
 def configuration(**sections: Any) -> Config:
     """One pipeline over the table of `tests.support.shell.postgres`; sections replace those of the default."""
-    source = PostgresSource(name="shop", dsn="postgresql://fake.invalid/shop")  # type: ignore[arg-type]
+    source = PostgresSource(name="shop", dsn="postgresql://fake.invalid/shop")
     pipeline = Pipeline(
         name=PIPELINE,
         source="shop",
@@ -49,7 +49,7 @@ def configuration(**sections: Any) -> Config:
     )
     defaults: dict[str, Any] = {
         "kafka": KafkaSettings(bootstrap_servers="fake.invalid:9092"),
-        "redis": RedisSettings(url="redis://fake.invalid"),  # type: ignore[arg-type]
+        "redis": RedisSettings(url="redis://fake.invalid"),
         "embedding": EmbeddingSettings(url="fake.invalid:8001", model=MODEL, dimension=DIMENSION),
         "batching": BatchingSettings(),
         "retry": RetrySettings(),

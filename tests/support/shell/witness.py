@@ -97,7 +97,7 @@ class Witness:
         before = self._seen.get(identifier, 0)
         at = next((at for at in range(before, len(states)) if states[at] == found), None)
         letters = self._servers.letters.letters
-        if at is None and found is None and any(letter.document == identifier for letter in letters):
+        if found is None and any(letter.document == identifier for letter in letters):
             return  # a row that was refused may leave the index until its dead letter is tried again
         if at is None:
             self.wrong.append(
@@ -109,15 +109,15 @@ class Witness:
     # ---- Kafka
 
     def _committed(self, group: str, partition: Partition, offset: int) -> None:
-        highest = self._highest.get(partition, 0)
-        if offset < highest:
-            self.wrong.append(f"{partition} was committed up to {highest}, and now up to {offset} again")
-        self._highest[partition] = max(highest, offset)
         topic, number = partition
         stored = self._servers.redis.keyspace.hash(positions_key(group, "0")).get(
             f"{topic}/{number}".encode()
         )
         position = -1 if stored is None else int(stored.partition(b":")[2])
+        highest = self._highest.get(partition, 0)
+        if offset < highest <= position:
+            self.wrong.append(f"{partition} was committed up to {highest}, and now up to {offset} again")
+        self._highest[partition] = offset
         if position < offset or topic != self._servers.database.topic:
             return
         log = self._servers.broker.logs[partition]
@@ -145,13 +145,13 @@ class Witness:
             beaten = (floor is not None and not replaces(version, floor) for floor in self._all_floors())
             return previous is None or all(beaten)
         identifier = str(orjson.loads(record.key or b"")["id"])
-        bars = (self._newest.get(identifier), self._floors.get(bucket_of(identifier)))
+        bars = [self._newest.get(identifier), self._floors.get(bucket_of(identifier))]
         if previous is None:
             return any(
                 bar is not None and (bar.era > era or not isinstance(bar, SnapshotVersion) or bar.sees(xid))
                 for bar in bars
             )
-        bars = (*bars, *self._refused(identifier))
+        bars += self._refused(identifier)
         return any(bar is not None and not replaces(version, bar) for bar in bars)
 
     def _refused(self, identifier: str) -> list[Version]:

@@ -11,6 +11,7 @@ from daemon.index.layout import Layout, pipeline_key
 from daemon.index.registry import IndexVersion
 from daemon.settings import BatchingSettings, RetrySettings
 from tests.support.shell import mutations
+from tests.support.shell.backfill import Worker, reached_through_edges
 from tests.support.shell.faults import Call, Fault, Hold, Reject
 from tests.support.shell.mutations import Mutation
 from tests.support.shell.shell import PIPELINE, Shell, configuration, run
@@ -175,6 +176,22 @@ async def an_old_offset_is_not_committed_after_a_revocation(shell: Shell) -> Non
     witness.check()
 
 
+async def a_mark_that_comes_up_again_is_dealt_with_again(shell: Shell) -> None:
+    await begin(shell)
+    worker, hold, keyspace = Worker(shell.loop, shell), Hold(), shell.servers.redis.keyspace
+    key = pipeline_key(PIPELINE, "reconcile")
+    shell.servers.faults.script = lambda call: hold if call.name == "chunk" else None
+    keyspace.hash_set(key, {b"redis_went_back": b"1700000000.5"})
+    with reached_through_edges():
+        worker.start()
+        await asyncio.sleep(1)
+        keyspace.hash_set(key, {b"redis_went_back": b"1700000001.5"})
+        hold.released.set()
+        await shell.until(lambda: worker.idle, "the worker is idle")
+        await worker.kill()
+    assert worker.backfills == 2, "what came up during the first backfill was taken for done"
+
+
 @dataclass(frozen=True)
 class Race:
     holds: Callable[[Shell], Awaitable[object]]
@@ -191,6 +208,7 @@ RACES = (
     Race(two_failing_batches_of_an_unseen_version_end_nothing, mutations.give_up_each_time),
     Race(a_version_whose_model_is_away_holds_up_nobody, mutations.wait_for_every_model),
     Race(a_lone_change_does_not_wait_for_a_sweep, mutations.sweep_in_turn),
+    Race(a_mark_that_comes_up_again_is_dealt_with_again, mutations.clear_marks_by_name),
     Race(an_old_offset_is_not_committed_after_a_revocation, mutations.drop_a_revoke),
 )
 # One change in a batch, so that several batches are in flight.
