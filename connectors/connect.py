@@ -97,14 +97,14 @@ class KafkaConnect:
             return Applied.CREATED
         status = self.status(name)
         if present != dict(definition):
-            self._stop(name, deadline_s)
+            self._put(name, "stop", _has_stopped, deadline_s)
             try:
                 self._call("PUT", _path(name, "/config"), definition)
             finally:
                 paused = status is not None and status.state == "PAUSED"
                 self._call("PUT", _path(name, "/pause" if paused else "/resume"))
             late = f"connector {name!r} does not resume"
-            self._until(lambda: not self._has_stopped(name), deadline_s, late)
+            self._until(lambda: not _has_stopped(self.status(name)), deadline_s, late)
             return Applied.UPDATED
         if status is not None and status.failed:
             self.restart(name)
@@ -122,15 +122,11 @@ class KafkaConnect:
 
     def pause(self, name: str) -> None:
         """Stop reading, keeping the connection to the database; the slot holds back the log meanwhile."""
-        self._call("PUT", _path(name, "/pause"))
-        late = f"connector {name!r} does not pause"
-        self._until(lambda: self._state(name) == "PAUSED", self._timeout_s, late)
+        self._put(name, "pause", lambda status: status is not None and status.state == "PAUSED")
 
     def resume(self, name: str) -> None:
         """Go on after `pause` or `forget_offsets`."""
-        self._call("PUT", _path(name, "/resume"))
-        late = f"connector {name!r} does not resume"
-        self._until(lambda: self._state(name) not in ("PAUSED", "STOPPED"), self._timeout_s, late)
+        self._put(name, "resume", lambda status: status is None or status.state not in ("PAUSED", "STOPPED"))
 
     def restart(self, name: str, only_failed: bool = True) -> None:
         """Restart the connector and its task; `only_failed`: what runs goes on."""
@@ -138,7 +134,7 @@ class KafkaConnect:
         self._call("POST", _path(name, f"/restart?{flags}"))
 
     def delete(self, source: PostgresSource, with_slot: bool, deadline_s: float = 30.0) -> bool:
-        """Remove the source's connector; answers whether there was one.
+        """Remove the source's connector; return whether there was one.
 
         Without its slot, a connector applied again goes on where this one ended, and until then the slot holds
         back the log. With the slot its offsets are forgotten too: they would point past the next slot's start.
@@ -156,7 +152,7 @@ class KafkaConnect:
 
     def forget_offsets(self, name: str, deadline_s: float = 30.0) -> None:
         """Stop the connector and make it forget where it stood; `resume` starts it as if it were new."""
-        self._stop(name, deadline_s)
+        self._put(name, "stop", _has_stopped, deadline_s)
         self._call("DELETE", _path(name, "/offsets"))
 
     def wait_until_streaming(
@@ -194,17 +190,17 @@ class KafkaConnect:
 
         self._until(streaming, deadline_s, lambda: f"connector {source.name!r} is not streaming: {seen}")
 
-    def _stop(self, name: str, deadline_s: float) -> None:
-        self._call("PUT", _path(name, "/stop"))
-        self._until(lambda: self._has_stopped(name), deadline_s, f"connector {name!r} does not stop")
-
-    def _state(self, name: str) -> str | None:
-        status = self.status(name)
-        return None if status is None else status.state
-
-    def _has_stopped(self, name: str) -> bool:
-        status = self.status(name)
-        return status is None or (status.state == "STOPPED" and status.task is None)
+    def _put(
+        self,
+        name: str,
+        action: str,
+        reached: Callable[[Status | None], bool],
+        deadline_s: float | None = None,
+    ) -> None:
+        """Ask for an action, and wait until the connector's status shows it."""
+        self._call("PUT", _path(name, f"/{action}"))
+        late = f"connector {name!r} does not {action}"
+        self._until(lambda: reached(self.status(name)), deadline_s or self._timeout_s, late)
 
     def _until(self, condition: Callable[[], bool], deadline_s: float, late: str | Callable[[], str]) -> None:
         end = time.monotonic() + deadline_s
@@ -246,6 +242,10 @@ class KafkaConnect:
                 f"what answers at {self._url} is not Kafka Connect: {method} {path} gave no JSON",
                 "check [connect] url",
             ) from error
+
+
+def _has_stopped(status: Status | None) -> bool:
+    return status is None or (status.state == "STOPPED" and status.task is None)
 
 
 def _path(name: str, action: str = "") -> str:

@@ -76,7 +76,7 @@ def read(source: PostgresSource) -> Slot | None:
 
 
 def drop(source: PostgresSource, deadline_s: float) -> bool:
-    """Drop the slot once its reader has let go of it; answers whether there was one.
+    """Drop the slot once its reader has let go of it; return whether there was one.
 
     Raises:
         ConnectorError: it is still in use after `deadline_s`, or may not be dropped.

@@ -64,7 +64,7 @@ def check_topics(
 
 
 def create_topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[str]:
-    """Create the topics that are missing; answers their names.
+    """Create the topics that are missing; return their names.
 
     Raises:
         ConnectorError: Kafka is away, or does not let us.

@@ -31,17 +31,17 @@ class VectorDonor:
     taker: IndexVersion
     commands_max: int
 
-    async def vectors(self, wanted: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
+    async def vectors(self, documents: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
         """Return the vectors of each (document id, content hash), one a chunk; none where there are not all of them.
 
         Raises:
             FailureClass: Redis failed.
         """
         vectors: list[tuple[bytes, ...]] = []
-        for start in range(0, len(wanted), self.commands_max):
+        for start in range(0, len(documents), self.commands_max):
             calls = [
                 ("FCALL", "livevec_vectors", 3, *self.layout.keys(identifier), content_hash)
-                for identifier, content_hash in wanted[start : start + self.commands_max]
+                for identifier, content_hash in documents[start : start + self.commands_max]
             ]
             replies = await pipelined(self.client, calls, raise_on_error=False)
             vectors += [await self._taken(reply) for reply in replies]

@@ -84,7 +84,7 @@ class Keyspace:
         """
         with translated():
             nodes = await self._nodes()
-            (name, cursor), *rest = position.cursors
+            (name, cursor), *later = position.cursors
             now = await self._servers(nodes) if name in nodes else ""
             if now != position.servers:
                 return WalkStep([], await self.beginning(), restarted=True)
@@ -93,7 +93,7 @@ class Keyspace:
         after = int(next(iter(cursors.values())) if isinstance(cursors, Mapping) else cursors)
         left = [(name, after)] if after else []
         texts = [key.decode("utf-8", "replace") for key in keys]
-        return WalkStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
+        return WalkStep(texts, replace(position, cursors=(*left, *later)), restarted=False)
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Remove keys, whoever wrote them.

@@ -62,7 +62,7 @@ class Positions:
         self._servers: dict[str, str] = {}
 
     async def claim(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
-        """Claim partitions; answers the offset up to which every shard has applied each, None where one has none."""
+        """Claim partitions; return the offset up to which every shard has applied each, None where one has none."""
         shards = await key_of_each_primary(self._client, partial(positions_key, self._group))
         self._keys = list(shards.values())
         if not partitions:

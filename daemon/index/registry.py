@@ -24,6 +24,8 @@ _ACTIVE = "active"
 _LAST = "last"
 _RETIRED = "retired:"
 _FAILED = "failed:"
+_OF_THE_INDEX = ("m", "ef_construction", "metric", "type")
+"""Settings that have their names in `[index]` of a pipeline too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,7 @@ class IndexVersion:
                 MetadataField(column=column, type=cast(Any, kind), name=name)
                 for column, name, kind in self.metadata
             ),
-            "index": settings.index.model_copy(
-                update={name: getattr(self, name) for name in ("m", "ef_construction", "metric", "type")}
-            ),
+            "index": settings.index.model_copy(update={name: getattr(self, name) for name in _OF_THE_INDEX}),
             "chunking": ChunkingSettings(
                 tokens_max=tokens_max, tokens_overlap=tokens_overlap, tokenizer=tokenizer
             ),
@@ -115,10 +115,7 @@ def wanted(pipeline: Pipeline, space: EmbeddingSpace, number: int = FIRST_VERSIO
         text=pipeline.text,
         chunking=(pipeline.chunking.tokens_max, pipeline.chunking.tokens_overlap),
         metadata=tuple((field.column, field.field, field.type) for field in pipeline.metadata),
-        m=pipeline.index.m,
-        ef_construction=pipeline.index.ef_construction,
-        metric=pipeline.index.metric,
-        type=pipeline.index.type,
+        **{name: getattr(pipeline.index, name) for name in _OF_THE_INDEX},
     )
 
 

@@ -129,10 +129,11 @@ class IndexWriter:
         await pipelined(self.client, calls)
 
     async def sweep(self, version: Version, on_progress: Callable[[int], None] = lambda _: None) -> int:
-        """Remove every document and marker that `version` is newer than; answers how many."""
+        """Remove every document and marker that `version` is newer than; return how many."""
         removed = seen = 0
         async for ids in self.ids(500):
-            calls = [(*_call("livevec_sweep", self.layout, one), version.encode()) for one in ids]
+            text = version.encode()
+            calls = [[*_call("livevec_sweep", self.layout, identifier), text] for identifier in ids]
             removed += sum(reply == Result.APPLIED for reply in await pipelined(self.client, calls))
             seen += len(ids)
             on_progress(seen)

@@ -148,7 +148,7 @@ def key_text(value: Any) -> str:
 
 
 def message_time_s(record: Record) -> float | None:
-    """Commit time of a logical message; None if the record is none.
+    """Return the commit time of a logical message; None if the record is none.
 
     The connector writes one through PostgreSQL's log every second: what was committed before it was sent before it.
     Debezium's own heartbeats go on while the log stands still, and prove nothing.

@@ -31,25 +31,25 @@ log = structlog.get_logger(__name__)
 
 
 class Listener(Protocol):
-    """What the consumer tells; every method runs in the event loop."""
+    """Takes what the consumer reads and what happens to its partitions; every method runs in the event loop."""
 
     def received(self, records: Sequence[Record], seeks: int) -> None:
-        """Records in order; `seeks` counts the calls of `seek` that were made before they were read."""
+        """Take records in order; `seeks` counts the calls of `seek` that were made before they were read."""
 
     async def assigned(self, committed: Mapping[Partition, int | None]) -> Mapping[Partition, int | None]:
-        """The offset to start each partition from (None: its beginning), given what the group has committed."""
+        """Return the offset to start each partition from (None: its beginning), given what the group has committed."""
 
     async def revoking(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
-        """Finish or abandon the work of these partitions; answers the offsets to commit."""
+        """Finish or abandon the work of these partitions; return the offsets to commit."""
 
     def lost(self, partitions: Sequence[Partition]) -> None:
-        """The partitions are another's already: forget them, commit nothing."""
+        """Forget partitions that are another's already, and commit nothing."""
 
     def gap(self, partition: Partition, reason: str) -> None:
-        """Records that were never read are gone (retention, a recreated topic)."""
+        """Note that records that were never read are gone (retention, a recreated topic)."""
 
     def failed(self, error: BaseException) -> None:
-        """The thread cannot go on."""
+        """Take the error for which the thread cannot go on."""
 
 
 class KafkaReader:
@@ -146,7 +146,7 @@ class KafkaReader:
                 self._loop.call_soon_threadsafe(self._listener.failed, error)
 
     def _read(self) -> bool:
-        """Hand over what there is; whether there was anything."""
+        """Hand over the records that are there; return whether there were any."""
         # consume(n, t) waits the whole t for n records; one poll, then what is there already, does not.
         first = self._consumer.poll(_POLL_S)
         if first is None:

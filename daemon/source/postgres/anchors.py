@@ -24,7 +24,7 @@ class XidAnchors:
         self._anchors: list[Anchor] = []
 
     async def load(self, era: int) -> bool:
-        """Read the stored anchors; answers whether there are any of that era."""
+        """Read the stored anchors; return whether there are any of that era."""
         with translated():
             stored = await self._client.smembers(self._key)
         self._anchors = sorted(Anchor(*map(int, text.split(b":"))) for text in stored)
