@@ -27,10 +27,7 @@ def default_home() -> Path:
 
 
 def load(path: Path | None = None) -> Config:
-    """Read and check a configuration file.
-
-    Args:
-        path: the file; None: $LIVEVEC_CONFIG, else ./daemon.toml.
+    """Read and check a configuration file: `path`, else $LIVEVEC_CONFIG, else ./daemon.toml.
 
     Raises:
         ConfigError: the file is missing, not TOML, or a key or a value is wrong; the message names it and the remedy.
@@ -117,19 +114,15 @@ def resolve_local(config: Config, home: Path | None = None) -> Config:
 def _expand(value: Any, where: str) -> Any:
     """Replace ${NAME} in every string by its value in the environment."""
     if isinstance(value, str):
-        return _ENVIRONMENT.sub(lambda match: _environment(match[1], where), value)
+        for name in _ENVIRONMENT.findall(value):
+            if name not in os.environ:
+                raise ConfigError(f"{where} uses ${{{name}}}, but the environment has no {name}; set it")
+        return _ENVIRONMENT.sub(lambda match: os.environ[match[1]], value)
     if isinstance(value, Mapping):
         return {key: _expand(item, where) for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item, where) for item in value]
     return value
-
-
-def _environment(name: str, where: str) -> str:
-    try:
-        return os.environ[name]
-    except KeyError:
-        raise ConfigError(f"{where} uses ${{{name}}}, but the environment has no {name}; set it") from None
 
 
 def _explain(problem: Any, where: str) -> str:
@@ -154,13 +147,13 @@ def _known_keys(path: list[Any]) -> list[str]:
             inner
             for model in models
             if part in model.model_fields
-            for inner in _models(model.model_fields[part].annotation)
+            for inner in models_in(model.model_fields[part].annotation)
         ]
     return [name for model in models for name in model.model_fields]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the settings classes named anywhere inside a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+    return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]

@@ -14,6 +14,7 @@ from tests.support.mirrored_table import MirroredTable
 from tests.support.stack_fixture import running_stack, throwaway_home
 
 CHAOS = Path(__file__).parent / "chaos"
+HISTORIES = Path(__file__).parent / "histories"
 
 
 def pytest_configure() -> None:
@@ -37,7 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if CHAOS in item.path.parents:
             item.add_marker(pytest.mark.chaos)
             group = "chaos"
-        if item.get_closest_marker("xdist_group") is None:
+        # Histories share nothing: each block fills up whichever process has time.
+        if item.get_closest_marker("xdist_group") is None and HISTORIES not in item.path.parents:
             item.add_marker(pytest.mark.xdist_group(group))
 
 

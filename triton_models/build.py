@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import string
@@ -107,7 +106,9 @@ def build_model(
             old.mkdir()
             _write(model, new, name=name, device=device, build=build, gpu=gpu)
             for part in parts:
-                _replace(new / part, out / part, old / part)
+                if (out / part).exists():
+                    (out / part).rename(old / part)
+                (new / part).rename(out / part)
             # What an earlier build for the other device left; models that livevec did not build stay.
             for part in set(steps) - set(parts):
                 if _built(out / part) is not None:
@@ -123,12 +124,6 @@ def _check_tokenizer(model: ModelSource) -> None:
         Tokenizer.from_file(str(model.tokenizer))
     except Exception as error:  # The package has no error of its own.
         raise ModelSourceError(f"{model.tokenizer} cannot be read ({error}); download it again") from error
-
-
-def _replace(new: Path, target: Path, old: Path) -> None:
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
 
 
 def _write(
@@ -188,9 +183,6 @@ def _built(folder: Path) -> str | None:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Let processes that build into one repository take turns."""
-    descriptor = os.open(out.parent / f".{out.name}-build.lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with (out.parent / f".{out.name}-build.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)

@@ -98,9 +98,6 @@ class _Graph:
     def _integers(self, *values: int) -> str:
         return self._constant("int_" + "_".join(map(str, values)), values, np.int64)
 
-    def _index(self, value: int) -> str:
-        return self._constant(f"index_{value}", value, np.int64)
-
     def _float32(self, value: float) -> str:
         return self._constant(f"float32_{value}", value, np.float32)
 
@@ -179,7 +176,7 @@ class _Graph:
 
     def _pooled(self, hidden: str, mask: str) -> str:
         if self._source.pooling == "cls":
-            return self._add("Gather", hidden, self._index(0), axis=1)
+            return self._add("Gather", hidden, self._constant("index_0", 0, np.int64), axis=1)
         count = self._add("ReduceSum", mask, self._integers(1), keepdims=1)
         # Shares that sum up to 1: no sum grows with the length.
         shares = self._add("Div", mask, self._add("Max", count, self._float32(1.0)))

@@ -73,15 +73,8 @@ class ModelSource:
         for path in (self.weights, self.tokenizer):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        space = (
-            self.shape,
-            self.max_tokens,
-            self.pooling,
-            self.normalize,
-            self.document_prompt,
-            self.query_prompt,
-        )
-        digest.update(repr(space).encode())
+        _, *space = vars(self).values()
+        digest.update(repr(tuple(space)).encode())
         return digest.hexdigest()[:32]
 
 

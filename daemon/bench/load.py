@@ -1,7 +1,7 @@
 """The load of a measurement: real texts of a given length, inserted one commit at a time at given times."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -38,7 +38,10 @@ def rows_of(sentences: Iterable[str], tokens: int, count: int) -> list[LoadRow]:
         ValueError: there are no sentences.
     """
     words_per_row = max(1, round((tokens - _SPECIAL_TOKENS) / _TOKENS_PER_WORD))
-    words = _words(sentences)
+    known = [word for sentence in sentences for word in sentence.split()]
+    if not known:
+        raise ValueError("there are no sentences to cut texts from")
+    words = cycle(known)
     rows: list[LoadRow] = []
     seen: set[str] = set()
     while len(rows) < count:
@@ -49,13 +52,6 @@ def rows_of(sentences: Iterable[str], tokens: int, count: int) -> list[LoadRow]:
         seen.add(text)
         rows.append(LoadRow(len(rows) + 1, text))
     return rows
-
-
-def _words(sentences: Iterable[str]) -> Iterator[str]:
-    words = [word for sentence in sentences for word in sentence.split()]
-    if not words:
-        raise ValueError("there are no sentences to cut texts from")
-    return cycle(words)
 
 
 class LoadTable:

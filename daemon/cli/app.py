@@ -1,59 +1,126 @@
-"""The entry point: registers the commands, and turns an error into one message and an exit status."""
+"""The entry point: names the commands, and turns an error into one message and an exit status.
+
+A command's module is imported when the command is called, so that `livevec --help` answers at once; the modules
+themselves import at their top whatever they need.
+"""
 
 import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from daemon.cli import (
-    backfill,
-    config,
-    connector,
-    model,
-    publish,
-    reconcile,
-    run,
-    search,
-    stack,
-    verify,
-    worker,
-    workflows,
-)
-from daemon.cli.bench import command as bench
-from daemon.cli.context import ConfigPath, Invocation
-from daemon.cli.demo import command as demo
-from daemon.cli.reindex import command as reindex
-from daemon.cli.retry import command as retry
-from daemon.cli.status import command as status
 from daemon.errors import ConfigError, LivevecError
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file.", show_default="$LIVEVEC_CONFIG, else daemon.toml"),
+]
+
+COMMANDS = {
+    "run": (
+        "daemon.cli.run",
+        "Run the daemon until SIGTERM or SIGINT; it then finishes what it has read, commits and ends.",
+    ),
+    "worker": (
+        "daemon.cli.worker",
+        "Run the workflows' worker until SIGTERM or SIGINT; what it was doing goes on in another, or in the next.",
+    ),
+    "up": (
+        "daemon.cli.stack",
+        "Start the embedded stack: PostgreSQL, Kafka, Connect, Triton, Redis, Temporal.",
+    ),
+    "down": ("daemon.cli.stack", "Stop every process of the embedded stack; its data stays."),
+    "demo": (
+        "daemon.cli.demo.command",
+        "Start the embedded stack, mirror a table of real texts, edit it, and show how fresh the index is.",
+    ),
+    "search": ("daemon.cli.search", "Find the documents whose meaning is nearest to TEXT."),
+    "status": (
+        "daemon.cli.status.command",
+        "Show the health of every part, consumer lag and freshness; exit status 1 if a part is not ok.",
+    ),
+    "verify": (
+        "daemon.cli.verify",
+        "Compare tables with their indexes; exit status 1 if anything differs (with --repair: still differs).",
+    ),
+    "publish": (
+        "daemon.cli.publish",
+        "Read JSON objects from standard input, one a line, and write them as events; each is searchable soon after.",
+    ),
+    "backfill": (
+        "daemon.cli.backfill",
+        "Read the table of a pipeline and bring its index up to date with it; a full one also removes orphans.",
+    ),
+    "retry": (
+        "daemon.cli.retry.command",
+        "Try dead letters again now, whatever their pauses; the row is read again where it comes from.",
+    ),
+    "reconcile": (
+        "daemon.cli.reconcile",
+        "Compare a table with its index and show what differs; with --wait, exit status 1 where anything is left.",
+    ),
+    "connector": ("daemon.cli.connector", "Apply, check and steer the connectors of the sources."),
+    "reindex": (
+        "daemon.cli.reindex.command",
+        "Build an index anew with another model, template or HNSW setting, and give it to readers at once: "
+        "`livevec reindex PIPELINE --m 32`, the same as `livevec reindex start PIPELINE --m 32`.",
+    ),
+    "workflows": (
+        "daemon.cli.workflows",
+        "Workflows: what runs, how far it is; pause, resume, throttle, cancel.",
+    ),
+    "config": ("daemon.cli.config", "Check, show and document daemon.toml."),
+    "bench": ("daemon.cli.bench.command", "Measure on a running stack."),
+    "model": ("daemon.cli.model", "Build an embedding model for Triton, and check it."),
+}
+"""By name: the module, whose `app` or whose function of that name it is, and the line of `livevec --help`."""
+
+
+class _Commands(TyperGroup):
+    """The commands by name: as their names and lines until one is called, which loads that one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, arguments = super().resolve_command(ctx, args)
+        return name, load(name) if name else None, arguments
+
+
+def load(name: str) -> Any:
+    """Return a command or a group of commands, with its options and arguments."""
+    module_name, line = COMMANDS[name]
+    module = import_module(module_name)
+    parent = typer.Typer()
+    if hasattr(module, "app"):
+        parent.add_typer(module.app, name=name, help=line)
+    else:
+        parent.command(name)(getattr(module, name))
+    return typer.main.get_group(parent).commands[name]
+
 
 app = typer.Typer(
     name="livevec",
+    cls=_Commands,
     help="Keeps a Redis HNSW vector index as fresh as the database it mirrors.",
     no_args_is_help=True,
     # A traceback with local variables would show the text of rows.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (run, worker, stack, demo, search, status, verify, publish, backfill, retry, reconcile):
-    group.register(app)
-app.add_typer(connector.app, name="connector")
-app.add_typer(reindex.app, name="reindex")
-app.add_typer(workflows.app, name="workflows")
-app.add_typer(config.app, name="config")
-app.add_typer(bench.app, name="bench")
-app.add_typer(model.app, name="model")
 
 
 def _version(requested: bool) -> None:
     if requested:
-        from importlib.metadata import version
-
-        typer.echo(f"livevec {version('livevec')}")
+        typer.echo(f"livevec {installed_version('livevec')}")
         raise typer.Exit
 
 
@@ -65,7 +132,7 @@ def start(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    context.obj = Invocation(config)
+    context.obj = config
 
 
 def main(commands: typer.Typer = app) -> None:

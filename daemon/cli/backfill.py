@@ -1,19 +1,14 @@
 """`livevec backfill`: reads a table again and brings its index up to date, durably, beside the live changes."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from daemon.cli import context as given
+from daemon.cli import flows
 from daemon.cli.context import Json
-from daemon.cli.flows import Wait
-
-if TYPE_CHECKING:
-    from temporalio.client import Client, WorkflowHandle
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(backfill)
+from workflows.backfill.contract import Target
+from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult, workflow_id
 
 
 def backfill(
@@ -30,42 +25,36 @@ def backfill(
     version: Annotated[
         int | None, typer.Option(help="Of the index. [default: the one that readers see]")
     ] = None,
-    wait: Wait = False,
+    wait: flows.Wait = False,
     as_json: Json = False,
 ) -> None:
     """Read the table of a pipeline and bring its index up to date with it; a full one also removes orphans.
 
     Needs a worker (`livevec worker`). Live changes go on, and win where they are newer.
     """
-    from daemon.cli import flows
-    from workflows import client as temporal
-    from workflows.backfill.contract import Target
-    from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult, workflow_id
-
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
     target = Target(pipeline=pipeline, version=version, where=where, from_key=from_key)
     part = "".join((f" where {where}" if where else "", f" from {from_key}" if from_key else ""))
+    flows.launch(
+        config,
+        settings,
+        Backfill.run,
+        BackfillOrder(target=target, rate=rate),
+        workflow_id=workflow_id(target),
+        summary=f"Backfill of {settings.table} into {pipeline}",
+        details=(
+            f"Reads `{settings.table}`{part} in key ranges and brings the index `{pipeline}` up to date with it, "
+            "beside the live changes. Signals: `pause`, `resume`, `throttle` (rows a second)."
+        ),
+        wait=wait,
+        as_json=as_json,
+        result_type=BackfillResult,
+        summarize=_summary,
+    )
 
-    async def start(client: "Client") -> "WorkflowHandle[Any, Any]":
-        return await temporal.start(
-            client,
-            config,
-            Backfill.run,
-            BackfillOrder(target=target, rate=rate),
-            workflow_id=workflow_id(target),
-            pipeline=settings,
-            summary=f"Backfill of {settings.table} into {pipeline}",
-            details=(
-                f"Reads `{settings.table}`{part} in key ranges and brings the index `{pipeline}` up to date with it, "
-                "beside the live changes. Signals: `pause`, `resume`, `throttle` (rows a second)."
-            ),
-        )
 
-    flows.launch(config, start, wait=wait, as_json=as_json, result_type=BackfillResult, summarize=_summary)
-
-
-def _summary(result: Any) -> str:
+def _summary(result: BackfillResult) -> str:
     counts = ", ".join(
         f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(result.outcomes.items())
     )

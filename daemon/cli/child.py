@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from daemon.cli.daemon_http import DaemonHttp
@@ -25,10 +24,7 @@ _prctl = ctypes.CDLL(None).prctl
 class ChildProcess:
     """A process in a session of its own, so that Ctrl-C reaches only the command, which then stops it in order.
 
-    Args:
-        command: the program and its arguments.
-        log: the file that its output is appended to.
-        name: what messages call it.
+    Its output is appended to `log`; messages call it `name`.
     """
 
     def __init__(self, command: list[str], log: Path, name: str) -> None:
@@ -55,17 +51,11 @@ class ChildProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def check(self) -> None:
-        """Check that the process runs.
-
-        Raises:
-            LivevecError: it has ended; the message holds the end of its log.
-        """
+        """Raise LivevecError with the end of its log where the process has ended."""
         status = self.process.poll()
         if status is not None:
             text = self.log.read_text("utf-8", "replace")[-_LOG_TAIL_BYTES:].strip()
@@ -74,11 +64,7 @@ class ChildProcess:
     def wait_until(
         self, condition: Callable[[], bool], what: str, timeout_s: float = _READY_TIMEOUT_S
     ) -> None:
-        """Poll until `condition` holds.
-
-        Raises:
-            LivevecError: the process ended, or the time ran out.
-        """
+        """Poll until `condition` holds; raise LivevecError where the process ended, or the time ran out."""
         ends_at = time.monotonic() + timeout_s
         while not condition():
             self.check()
@@ -97,13 +83,7 @@ class ChildProcess:
 
 
 class DaemonChild(ChildProcess):
-    """`livevec run` as a child process.
-
-    Args:
-        config: its configuration file.
-        log: the file that it logs to.
-        address: the address of its telemetry, `host:port`.
-    """
+    """`livevec run` as a child process, whose telemetry is at `address`, `host:port`."""
 
     def __init__(self, config: Path, log: Path, address: str) -> None:
         command = [sys.executable, "-m", "daemon.cli", "--config", str(config), "run"]

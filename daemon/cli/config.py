@@ -1,18 +1,23 @@
 """`livevec config`: check, show and document daemon.toml."""
 
+import json
+import sys
+
 import typer
 
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
+from daemon.cli.reference import markdown, masked
+from daemon.config import resolve_local
+from daemon.errors import ConfigError
 
-app = typer.Typer(help="Check, show and document daemon.toml.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
 def check(context: typer.Context, as_json: Json = False) -> None:
     """Check the configuration; run this first after a change."""
-    from daemon.cli import console
-
     config = given.loaded(context)
     path = given.config_path(context)
     if as_json:
@@ -25,13 +30,6 @@ def check(context: typer.Context, as_json: Json = False) -> None:
 @app.command()
 def show(context: typer.Context, as_json: Json = False) -> None:
     """Print all settings as the daemon will use them, with secrets masked."""
-    import json
-
-    from daemon.cli import console
-    from daemon.cli.reference import masked
-    from daemon.config import resolve_local
-    from daemon.errors import ConfigError
-
     config = given.loaded(context)
     try:
         config = resolve_local(config)
@@ -48,8 +46,4 @@ def show(context: typer.Context, as_json: Json = False) -> None:
 @app.command()
 def docs() -> None:
     """Print the reference of every key as Markdown."""
-    import sys
-
-    from daemon.cli.reference import markdown
-
     sys.stdout.write(markdown())

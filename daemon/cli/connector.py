@@ -1,26 +1,27 @@
 """`livevec connector`: the Debezium connectors of the sources."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Group
 
+from connectors import preflight, slot
+from connectors.connect import KafkaConnect
+from connectors.definition import render
+from connectors.prepare import prepare
+from connectors.rules import Finding
+from connectors.tables import exclusions
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Group
-
-    from connectors.connect import KafkaConnect
-    from connectors.rules import Finding
-    from daemon.cli.console import Steps
-    from daemon.settings import Config, Pipeline, PostgresSource
+from daemon.errors import ConnectorError
+from daemon.settings import Config, PostgresSource
 
 STREAMING_TIMEOUT_S = 60.0
 
-app = typer.Typer(help="Apply, check and steer the connectors of the sources.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 Source = Annotated[str | None, typer.Argument(help="Name of the source; without it, every source.")]
 OneSource = Annotated[str, typer.Argument(help="Name of the source.")]
@@ -61,12 +62,10 @@ def apply(
 
     Everything is checked first; what does not fit is refused, with what to change. Applying twice changes nothing.
     """
-    from daemon.cli import console
-
     config = given.resolved(context)
     with console.Steps() as steps:
         results = [
-            apply_source(config, chosen, pipelines_of(config, chosen), steps, timeout_s)
+            apply_source(config, chosen, steps, timeout_s)
             for chosen in given.postgres_sources(config, source)
         ]
     if as_json:
@@ -79,9 +78,6 @@ def apply(
 @app.command()
 def check(context: typer.Context, source: Source = None, as_json: Json = False) -> None:
     """Check databases, topics and connectors without changing anything; exit status 1 if a check fails."""
-    from connectors import preflight
-    from daemon.cli import console
-
     config = given.resolved(context)
     findings_by_source = {
         chosen.name: preflight.check(chosen, config.pipelines, config.kafka)
@@ -103,9 +99,6 @@ def check(context: typer.Context, source: Source = None, as_json: Json = False) 
 @app.command()
 def status(context: typer.Context, source: Source = None, as_json: Json = False) -> None:
     """Show each connector and whether its slot is read; exit status 1 if one does not stream."""
-    from connectors.connect import KafkaConnect
-    from daemon.cli import console
-
     config = given.resolved(context)
     with KafkaConnect(config.connect) as client:
         statuses = [_status(client, chosen) for chosen in given.postgres_sources(config, source)]
@@ -114,9 +107,9 @@ def status(context: typer.Context, source: Source = None, as_json: Json = False)
     else:
         table = console.table("", "source", "connector", "task", "slot", "error")
         for status in statuses:
-            slot = f"{status.slot} {'active' if status.slot_active else 'not active'}"
+            reading = f"{status.slot} {'active' if status.slot_active else 'not active'}"
             mark = console.OK if status.streaming else console.BAD
-            table.add_row(mark, status.source, status.state, status.task or "none", slot, status.error)
+            table.add_row(mark, status.source, status.state, status.task or "none", reading, status.error)
         console.out.print(table)
     if not all(status.streaming for status in statuses):
         raise typer.Exit(1)
@@ -153,9 +146,6 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Remove the connector. Its slot stays, and makes PostgreSQL keep its log, unless it is dropped too."""
-    from connectors.connect import KafkaConnect
-    from daemon.cli import console
-
     config = given.resolved(context)
     (chosen,) = given.postgres_sources(config, source)
     with KafkaConnect(config.connect) as client:
@@ -170,34 +160,15 @@ def delete(
         )
 
 
-def pipelines_of(config: "Config", source: "PostgresSource") -> "list[Pipeline]":
-    """Return the pipelines that read a source."""
-    return [pipeline for pipeline in config.pipelines if pipeline.source == source.name]
-
-
 def apply_source(
-    config: "Config",
-    source: "PostgresSource",
-    pipelines: "Sequence[Pipeline]",
-    steps: "Steps",
-    timeout_s: float = STREAMING_TIMEOUT_S,
+    config: Config, source: PostgresSource, steps: console.Steps, timeout_s: float = STREAMING_TIMEOUT_S
 ) -> AppliedSource:
-    """Prepare, check and apply a source, and wait until its changes stream.
-
-    Args:
-        pipelines: those that read the source.
+    """Prepare, check and apply a source for all pipelines that read it, and wait until its changes stream.
 
     Raises:
         ConnectorError: something does not fit (the findings were printed), or the connector did not start in time.
     """
-    from connectors import preflight
-    from connectors.connect import KafkaConnect
-    from connectors.definition import render
-    from connectors.prepare import prepare
-    from connectors.tables import exclusions
-    from daemon.cli import console
-    from daemon.errors import ConnectorError
-
+    pipelines = config.pipelines
     with steps.step(f"prepare {source.name}"):
         definition = render(source, pipelines, exclusions(source, pipelines))
         prepared = prepare(source, pipelines, config.kafka)
@@ -218,11 +189,9 @@ def apply_source(
     return AppliedSource(source.name, applied.value, tuple(prepared))
 
 
-def _status(client: "KafkaConnect", source: "PostgresSource") -> SourceStatus:
-    from connectors import slot
-
-    status, found = client.status(source.name), slot.read(source)
-    active = found is not None and found.active
+def _status(client: KafkaConnect, source: PostgresSource) -> SourceStatus:
+    status, present = client.status(source.name), slot.read(source)
+    active = present is not None and present.active
     return SourceStatus(
         source=source.name,
         state=status.state if status else "none",
@@ -234,21 +203,15 @@ def _status(client: "KafkaConnect", source: "PostgresSource") -> SourceStatus:
     )
 
 
-def _client(context: typer.Context, source: str) -> "KafkaConnect":
-    from connectors.connect import KafkaConnect
-
+def _client(context: typer.Context, source: str) -> KafkaConnect:
     config = given.resolved(context)
     given.postgres_sources(config, source)
     return KafkaConnect(config.connect)
 
 
-def _findings_table(source: str, findings: "Sequence[Finding]") -> "Group":
-    from rich.text import Text
-
-    from daemon.cli import console
-
+def _findings_table(source: str, findings: Sequence[Finding]) -> Group:
     table = console.table("", "check", "found", "what to do")
     for finding in findings:
         mark = console.OK if finding.ok else console.BAD
-        table.add_row(mark, finding.check, Text(finding.message), Text(finding.remedy))
+        table.add_row(mark, finding.check, console.plain(finding.message), console.plain(finding.remedy))
     return console.titled(f"source {source}", table)

@@ -3,14 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -46,6 +45,16 @@ def table(*columns: str) -> Table:
     return empty
 
 
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print names and values, each in its own row; what is None or empty is left out."""
+    rows = table("", "")
+    rows.show_header = False
+    for name, value in fields.items():
+        if value not in (None, ""):
+            rows.add_row(name, plain(value))
+    out.print(rows)
+
+
 def titled(title: str, below: Table) -> Group:
     """Put a title above a table; the table's own would be folded to the table's width."""
     return Group(Text(title, style="italic"), below)
@@ -56,11 +65,15 @@ def plain(value: object) -> Text:
     return Text(str(value))
 
 
+def shortened(text: str, chars_max: int) -> str:
+    """Return the text, or its beginning and an ellipsis where it is longer."""
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
+
+
 class Steps:
     """Shows steps with their seconds: live on a terminal, else in a line when a step begins and when it ends.
 
-    Attributes:
-        seconds: how long each finished step took, in the order in which they finished.
+    `seconds` holds how long each finished step took, in the order in which they finished.
     """
 
     def __init__(self) -> None:
@@ -69,7 +82,7 @@ class Steps:
         self._began: dict[str, float] = {}
         self._live = Progress(
             SpinnerColumn(finished_text=OK),
-            _Description(),
+            TextColumn("{task.description}", markup=False),
             _Seconds(),
             _Bar(bar_width=24),
             _Detail(),
@@ -81,9 +94,7 @@ class Steps:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def news(
@@ -136,11 +147,6 @@ class Steps:
     def _line(self, text: str) -> None:
         if self._live.disable:
             err.print(text.rstrip(), markup=False)
-
-
-class _Description(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.description)
 
 
 class _Detail(ProgressColumn):

@@ -1,64 +1,44 @@
 """What a command gets besides its own arguments: the configuration, and what it names."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from daemon.settings import Config, Pipeline, PostgresSource
+from daemon import config as configuration
+from daemon.errors import ConfigError
+from daemon.settings import Config, Pipeline, PostgresSource
 
-ConfigPath = Annotated[
-    Path | None,
-    typer.Option("--config", help="Configuration file.", show_default="$LIVEVEC_CONFIG, else daemon.toml"),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-@dataclass(frozen=True)
-class Invocation:
-    """What was given before the command's name. `config`: --config, or None."""
-
-    config: Path | None
-
-
 def config_path(context: typer.Context) -> Path:
-    """Return --config, else $LIVEVEC_CONFIG, else ./daemon.toml; the file may not exist."""
-    invocation: Invocation = context.obj
-    return invocation.config or Path(os.environ.get("LIVEVEC_CONFIG") or "daemon.toml")
+    """Return --config, which is the context's object, else $LIVEVEC_CONFIG, else ./daemon.toml; it may not exist."""
+    return context.obj or Path(os.environ.get("LIVEVEC_CONFIG") or "daemon.toml")
 
 
 def is_given(context: typer.Context) -> bool:
     """Tell whether --config or $LIVEVEC_CONFIG names the configuration: then it must exist."""
-    invocation: Invocation = context.obj
-    return invocation.config is not None or bool(os.environ.get("LIVEVEC_CONFIG"))
+    return context.obj is not None or bool(os.environ.get("LIVEVEC_CONFIG"))
 
 
-def loaded(context: typer.Context) -> "Config":
+def loaded(context: typer.Context) -> Config:
     """Return the configuration as it is written."""
-    from daemon import config
-
-    return config.load(config_path(context))
+    return configuration.load(config_path(context))
 
 
-def resolved(context: typer.Context) -> "Config":
+def resolved(context: typer.Context) -> Config:
     """Return the configuration, with the embedded stack's addresses in place of "local"."""
-    from daemon import config
-
-    return config.resolve_local(loaded(context))
+    return configuration.resolve_local(loaded(context))
 
 
-def postgres_sources(config: "Config", name: str | None) -> "list[PostgresSource]":
+def postgres_sources(config: Config, name: str | None) -> list[PostgresSource]:
     """Return the PostgreSQL source of that name, or all of them.
 
     Raises:
         ConfigError: there is none.
     """
-    from daemon.errors import ConfigError
-    from daemon.settings import PostgresSource
-
     sources = [source for source in config.sources if isinstance(source, PostgresSource)]
     matching = [source for source in sources if name in (None, source.name)]
     if matching:
@@ -71,14 +51,12 @@ def postgres_sources(config: "Config", name: str | None) -> "list[PostgresSource
     raise ConfigError(f"no PostgreSQL source is named {name!r}; name one of: {known}")
 
 
-def pipelines(config: "Config", name: str | None) -> "list[Pipeline]":
+def pipelines(config: Config, name: str | None) -> list[Pipeline]:
     """Return the pipeline of that name, or all of them.
 
     Raises:
         ConfigError: there is none.
     """
-    from daemon.errors import ConfigError
-
     if name is not None:
         return [config.pipeline(name)]
     if not config.pipelines:

@@ -1,7 +1,6 @@
 """A client of what a running daemon serves over HTTP: its state, its metrics, its samples of freshness."""
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -10,25 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 _TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Samples of freshness.
-
-    Attributes:
-        count: how many there were since the daemon started; the next request asks for those after it.
-        latest: their fields are those of telemetry.metrics.Sample.
-    """
-
-    count: int
-    latest: list[dict[str, Any]]
-
-
 class DaemonHttp:
-    """A client of the daemon's telemetry server; every method raises httpx.HTTPError where it does not answer.
-
-    Args:
-        address: `host:port`, as in [telemetry].
-    """
+    """A client of the daemon's telemetry server at `host:port`; where it does not answer, httpx.HTTPError is raised."""
 
     def __init__(self, address: str, timeout_s: float = _TIMEOUT_S) -> None:
         host, _, port = address.rpartition(":")
@@ -52,14 +34,13 @@ class DaemonHttp:
         content: dict[str, Any] = self._get("/status.json").json()
         return content
 
-    def samples(self, after: int = 0) -> Samples:
-        """Return the freshness of the changes that were embedded since sample number `after`."""
-        content = self._get(f"/samples.json?after={after}").json()
-        return Samples(content["count"], content["samples"])
+    def samples(self, after: int) -> tuple[int, list[dict[str, Any]]]:
+        """Return how many changes were embedded since the daemon started, and the freshness of those after `after`.
 
-    def follow(self, after: int, size: int) -> "Follower":
-        """Return a follower of the samples from number `after` on, which keeps the latest `size`."""
-        return Follower(self, after, size)
+        The fields are those of telemetry.metrics.Sample.
+        """
+        content = self._get(f"/samples.json?after={after}").json()
+        return content["count"], content["samples"]
 
     def gauges(self, name: str) -> dict[str, float]:
         """Return the values of a metric by the value of its only label."""
@@ -79,10 +60,10 @@ class DaemonHttp:
 
 
 class Follower:
-    """Fetches the samples that are new.
+    """Fetches the samples that are new, from number `after` on.
 
     Attributes:
-        samples: the latest, oldest first.
+        samples: the latest `size` of them, oldest first.
     """
 
     def __init__(self, http: DaemonHttp, after: int, size: int) -> None:
@@ -92,7 +73,6 @@ class Follower:
 
     def fetch(self) -> list[dict[str, Any]]:
         """Return the samples since the last call, and add them to `samples`."""
-        new = self._http.samples(self._after)
-        self._after = new.count
-        self.samples.extend(new.latest)
-        return new.latest
+        self._after, new = self._http.samples(self._after)
+        self.samples.extend(new)
+        return new

@@ -2,17 +2,16 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 import typer
+from temporalio.client import WorkflowHandle
 
-if TYPE_CHECKING:
-    from temporalio.client import Client, WorkflowHandle
-
-    from daemon.cli.console import Steps
-    from daemon.settings import Config
-    from workflows.progress import Contract, Progress
+from daemon.cli import console
+from daemon.settings import Config, Pipeline
+from workflows import client as temporal
+from workflows.progress import Contract, Progress, duration
 
 Wait = Annotated[
     bool,
@@ -21,21 +20,27 @@ Wait = Annotated[
     ),
 ]
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+Result = TypeVar("Result", bound=Contract)
 
 
 def launch(
-    config: "Config",
-    starting: "Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]",
+    config: Config,
+    pipeline: Pipeline,
+    run: Callable[[Any, Any], Any],
+    order: Contract,
     *,
+    workflow_id: str,
+    summary: str,
+    details: str,
     wait: bool,
     as_json: bool,
-    result_type: "type[Contract]",
-    summarize: Callable[[Any], str],
-) -> None:
-    """Start a workflow, then follow it to its end (`wait`), or print its id and its address in the UI.
+    result_type: type[Result],
+    summarize: Callable[[Result], str],
+) -> Result | None:
+    """Start a workflow; follow it to its end and return its result (`wait`), or print its id and its address in the UI.
 
     Args:
-        starting: see `workflows.client.start`.
+        run: see `workflows.client.start`, also for `order`, `summary` and `details`.
         summarize: returns its result in one line.
 
     Raises:
@@ -43,18 +48,35 @@ def launch(
     """
     started: list[str] = []
 
-    async def work() -> None:
-        from workflows.client import connect
-
-        client = await connect(config)
-        handle = await starting(client)
+    async def work() -> Result | None:
+        client = await temporal.connect(config)
+        handle = await temporal.start(
+            client,
+            config,
+            run,
+            order,
+            workflow_id=workflow_id,
+            pipeline=pipeline,
+            summary=summary,
+            details=details,
+        )
         started.append(handle.id)
-        await _shown(config, handle, wait, as_json, result_type, summarize)
+        if not wait:
+            print_started(config, handle, f"follow it with `livevec workflows follow {handle.id}`", as_json)
+            return None
+        address = print_address(config, handle)
+        result: Result = await _followed(handle, summarize, result_type)
+        if as_json:
+            content = {"workflow_id": handle.id, "ui": address, "result": result.model_dump(mode="json")}
+            console.print_json(content)
+        else:
+            console.out.print(f"{console.OK} {handle.id}: {summarize(result)}")
+        return result
 
-    _until_interrupted(work(), started)
+    return _until_interrupted(work(), started)
 
 
-def follow(config: "Config", workflow_id: str) -> None:
+def follow(config: Config, workflow_id: str) -> None:
     """Follow a workflow that was started earlier to its end.
 
     Raises:
@@ -62,56 +84,33 @@ def follow(config: "Config", workflow_id: str) -> None:
     """
 
     async def work() -> None:
-        from daemon.cli import console
-        from workflows.client import connect
-        from workflows.client import follow as followed
-
-        client = await connect(config)
-        with console.Steps() as steps:
-            result = await followed(client.get_workflow_handle(workflow_id), _news(steps, workflow_id))
-            steps.news(workflow_id, "", end=True)
-        console.print_json(result)
+        client = await temporal.connect(config)
+        console.print_json(await _followed(client.get_workflow_handle(workflow_id), lambda _: ""))
 
     _until_interrupted(work(), [workflow_id])
 
 
-async def _shown(
-    config: "Config",
-    handle: "WorkflowHandle[Any, Any]",
-    wait: bool,
-    as_json: bool,
-    result_type: "type[Contract]",
-    summarize: Callable[[Any], str],
-) -> None:
-    from daemon.cli import console
-    from workflows.client import follow as followed
-    from workflows.client import ui_address
-
-    address = ui_address(config, handle.id, handle.first_execution_run_id)
-    if not wait:
-        if as_json:
-            console.print_json(
-                {"workflow_id": handle.id, "run_id": handle.first_execution_run_id, "ui": address}
-            )
-        else:
-            console.out.print(f"started [bold]{handle.id}[/bold]: {address}", soft_wrap=True)
-            console.out.print(f"follow it with `livevec workflows follow {handle.id}`")
-        return
-    console.err.print(f"{handle.id}: {address}", soft_wrap=True, markup=False)
-    with console.Steps() as steps:
-        result = await followed(handle, _news(steps, handle.id), result_type)
-        steps.news(handle.id, summarize(result), end=True)
+def print_started(config: Config, handle: WorkflowHandle[Any, Any], hint: str, as_json: bool) -> None:
+    """Print the id of a workflow that goes on by itself, its address in the UI, and how to see more of it."""
+    address = temporal.ui_address(config, handle.id, handle.first_execution_run_id)
     if as_json:
-        content = {"workflow_id": handle.id, "ui": address, "result": result.model_dump(mode="json")}
-        console.print_json(content)
-    else:
-        console.out.print(f"{console.OK} {handle.id}: {summarize(result)}")
+        console.print_json({"workflow_id": handle.id, "run_id": handle.first_execution_run_id, "ui": address})
+        return
+    console.out.print(f"started [bold]{handle.id}[/bold]: {address}", soft_wrap=True)
+    console.out.print(hint)
 
 
-def _news(steps: "Steps", step: str) -> "Callable[[Progress], None]":
-    from workflows.progress import duration
+def print_address(config: Config, handle: WorkflowHandle[Any, Any]) -> str:
+    """Print where a workflow that is followed is shown in the UI; return that address."""
+    address = temporal.ui_address(config, handle.id, handle.first_execution_run_id)
+    console.err.print(f"{handle.id}: {address}", soft_wrap=True, markup=False)
+    return address
 
-    def tell(progress: "Progress") -> None:
+
+async def _followed(
+    handle: WorkflowHandle[Any, Any], summarize: Callable[[Any], str], result_type: type[Any] | None = None
+) -> Any:
+    def show(progress: Progress) -> None:
         detail = progress.phase
         if progress.rate_per_s:
             detail += f", {progress.rate_per_s:,.0f} a second"
@@ -119,16 +118,17 @@ def _news(steps: "Steps", step: str) -> "Callable[[Progress], None]":
             detail += f", {duration(progress.left_s)} left"
         if progress.note:
             detail += f"; {progress.note}"
-        steps.news(step, detail, progress.done, progress.total)
+        steps.news(handle.id, detail, progress.done, progress.total)
 
-    return tell
+    with console.Steps() as steps:
+        result = await temporal.follow(handle, show, result_type)
+        steps.news(handle.id, summarize(result), end=True)
+    return result
 
 
-def _until_interrupted(work: Any, started: list[str]) -> None:
-    from daemon.cli import console
-
+def _until_interrupted(work: Coroutine[Any, Any, Result | None], started: list[str]) -> Result | None:
     try:
-        asyncio.run(work)
+        return asyncio.run(work)
     except KeyboardInterrupt:
         for workflow_id in started:
             console.err.print(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli import console
 from daemon.cli.context import Json
+from daemon.errors import ConfigError
 
 if TYPE_CHECKING:
     from triton_models import Device, ModelSource
-    from triton_models.check import FormComparison
 
-app = typer.Typer(help="Build an embedding model for Triton, and check it.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 class Devices(StrEnum):
@@ -32,22 +33,6 @@ class Form:
     repository: str
     fresh: bool
     files: dict[str, int]
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """What `build` built."""
-
-    name: str
-    source: str
-    dimension: int
-    max_tokens: int
-    pooling: str
-    normalize: bool
-    document_prompt: str
-    query_prompt: str
-    fingerprint: str
-    forms: tuple[Form, ...]
 
 
 From = Annotated[
@@ -89,8 +74,6 @@ def build(
 
     A model of that name in the repository is replaced; others stay. Building the same again changes nothing.
     """
-    from daemon.cli import console
-
     with _refusals():
         from triton_models import GpuOptions, build_model
 
@@ -104,23 +87,21 @@ def build(
                     )
                 files = {str(path.relative_to(repository)): path.stat().st_size for path in built.files}
                 forms.append(Form(kind, str(repository), built.fresh, files))
-    report = ModelReport(
-        name=name,
-        source=str(model.folder),
-        dimension=model.shape.hidden_size,
-        max_tokens=model.max_tokens,
-        pooling=model.pooling,
-        normalize=model.normalize,
-        document_prompt=model.document_prompt,
-        query_prompt=model.query_prompt,
-        fingerprint=model.fingerprint(),
-        forms=tuple(forms),
-    )
     if as_json:
-        console.print_json(report)
+        described = ("max_tokens", "pooling", "normalize", "document_prompt", "query_prompt")
+        console.print_json(
+            {
+                "name": name,
+                "source": str(model.folder),
+                "dimension": model.shape.hidden_size,
+                **{key: getattr(model, key) for key in described},
+                "fingerprint": model.fingerprint(),
+                "forms": [asdict(form) for form in forms],
+            }
+        )
     else:
-        _show(report)
-        _advise(report, model)
+        _show(name, model, forms)
+        _advise(name, model, forms)
 
 
 @app.command()
@@ -131,8 +112,6 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Compare what `build` makes for CPU and for GPU with the model in float32, on sample texts; all on CPU."""
-    from daemon.cli import console
-
     with _refusals():
         from triton_models.check import COSINE_MIN, check_model
 
@@ -144,7 +123,12 @@ def check(
         forms = [asdict(comparison) for comparison in comparisons]
         console.print_json({"source": str(model.folder), "cosine_min_allowed": COSINE_MIN, "forms": forms})
     else:
-        _show_comparisons(comparisons)
+        table = console.table("", "form", "cosine to float32: min", "mean")
+        for comparison in comparisons:
+            mark = console.OK if comparison.passed else console.BAD
+            figures = (f"{value:.6f}" for value in (comparison.cosine_min, comparison.cosine_mean))
+            table.add_row(mark, console.plain(comparison.form), *figures)
+        console.out.print(table)
     if not all(comparison.passed for comparison in comparisons):
         console.err.print(f"a cosine is below {COSINE_MIN}: do not serve that form", style="red")
         raise typer.Exit(1)
@@ -153,28 +137,21 @@ def check(
 @contextmanager
 def _refusals() -> Iterator[None]:
     """Turn what the folder or this environment lacks into livevec's errors."""
-    from daemon.errors import ConfigError
-
     try:
         from triton_models.source import ModelSourceError
+
+        try:
+            yield
+        except ModelSourceError as error:
+            raise ConfigError(str(error)) from error
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
-    try:
-        yield
-    except ModelSourceError as error:
-        raise ConfigError(str(error)) from error
-    except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
+        raise ConfigError(
+            f"building models needs the package {error.name}; run: pip install 'livevec[local]'"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: {error.strerror}; name folders that you may read and write"
         ) from error
-
-
-def _not_installed(error: ModuleNotFoundError) -> Exception:
-    from daemon.errors import ConfigError
-
-    return ConfigError(f"building models needs the package {error.name}; run: pip install 'livevec[local]'")
 
 
 def _read(source: Path | None, document_prompt: str | None, query_prompt: str | None) -> "ModelSource":
@@ -184,28 +161,26 @@ def _read(source: Path | None, document_prompt: str | None, query_prompt: str | 
     return read_source(folder, document_prompt=document_prompt, query_prompt=query_prompt)
 
 
-def _targets(device: Devices, to: Path) -> "Sequence[tuple[Device, Path]]":
+def _targets(device: Devices, to: Path) -> Sequence[tuple["Device", Path]]:
     if device is Devices.BOTH:
         return [("cpu", to / "cpu"), ("gpu", to / "gpu")]
     return [("gpu" if device is Devices.GPU else "cpu", to)]
 
 
-def _show(report: ModelReport) -> None:
-    from daemon.cli import console
-
+def _show(name: str, model: "ModelSource", forms: Sequence[Form]) -> None:
     facts = console.table("", "")
     facts.show_header = False
     for label, value in (
-        ("model", f"{report.name}, from {report.source}"),
-        ("vectors", f"{report.dimension} numbers, {'' if report.normalize else 'not '}normalised"),
-        ("longest text", f"{report.max_tokens} tokens; the rest is cut off"),
-        ("pooling", report.pooling),
-        ("prompts", f"documents {report.document_prompt!r}, queries {report.query_prompt!r}"),
-        ("fingerprint", report.fingerprint),
+        ("model", f"{name}, from {model.folder}"),
+        ("vectors", f"{model.shape.hidden_size} numbers, {'' if model.normalize else 'not '}normalised"),
+        ("longest text", f"{model.max_tokens} tokens; the rest is cut off"),
+        ("pooling", model.pooling),
+        ("prompts", f"documents {model.document_prompt!r}, queries {model.query_prompt!r}"),
+        ("fingerprint", model.fingerprint()),
     ):
         facts.add_row(label, console.plain(value))
     console.out.print(facts)
-    for form in report.forms:
+    for form in forms:
         files = console.table("file", "bytes")
         files.columns[1].justify = "right"
         for path, size_bytes in form.files.items():
@@ -215,9 +190,8 @@ def _show(report: ModelReport) -> None:
         console.out.print(console.titled(f"{form.repository}, for {form.device.upper()}: {state}", files))
 
 
-def _advise(report: ModelReport, model: "ModelSource") -> None:
+def _advise(name: str, model: "ModelSource", forms: Sequence[Form]) -> None:
     """Print what to do next, and what was not tried here."""
-    from daemon.cli import console
     from triton_models.source import published_prompts
 
     say = console.err.print
@@ -235,7 +209,7 @@ def _advise(report: ModelReport, model: "ModelSource") -> None:
             "whole sentence-transformers folder if you are not sure",
             style="yellow",
         )
-    if any(form.device == "gpu" for form in report.forms):
+    if any(form.device == "gpu" for form in forms):
         say(
             "the GPU form was not run on a GPU here: its files are checked as far as can be without one "
             "(docs/models.md); TensorRT compiles for minutes when Triton first loads it",
@@ -243,19 +217,8 @@ def _advise(report: ModelReport, model: "ModelSource") -> None:
         )
     say("compare its vectors with the float32 model: livevec model check, with the same --from and prompts")
     say(
-        f"serve it: tritonserver --model-repository={report.forms[0].repository} --model-control-mode=explicit "
-        f'--load-model={report.name}; in daemon.toml, [embedding] model = "{report.name}", '
-        f"dimension = {report.dimension}",
+        f"serve it: tritonserver --model-repository={forms[0].repository} --model-control-mode=explicit "
+        f'--load-model={name}; in daemon.toml, [embedding] model = "{name}", '
+        f"dimension = {model.shape.hidden_size}",
         markup=False,
     )
-
-
-def _show_comparisons(comparisons: "Sequence[FormComparison]") -> None:
-    from daemon.cli import console
-
-    table = console.table("", "form", "cosine to float32: min", "mean")
-    for comparison in comparisons:
-        mark = console.OK if comparison.passed else console.BAD
-        figures = (f"{value:.6f}" for value in (comparison.cosine_min, comparison.cosine_mean))
-        table.add_row(mark, console.plain(comparison.form), *figures)
-    console.out.print(table)

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
+import orjson
 import typer
 
+from daemon.bench.percentiles import percentiles_ms
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
 from daemon.errors import ConfigError
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(publish)
+from daemon.settings import EventSource
+from daemon.source.kafka import publisher
 
 
 def publish(
@@ -26,11 +27,6 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Read JSON objects from standard input, one a line, and write them as events; each is searchable soon after."""
-    from daemon.bench.percentiles import percentiles_ms
-    from daemon.cli import console
-    from daemon.settings import EventSource
-    from daemon.source.kafka import publisher
-
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
     if not isinstance(config.source(settings.source), EventSource):
@@ -44,8 +40,6 @@ def publish(
 
 
 def _events(id_member: str, delete: bool) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    import orjson
-
     for number, line in enumerate(sys.stdin, 1):
         if not line.strip():
             continue

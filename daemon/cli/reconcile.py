@@ -1,25 +1,21 @@
 """`livevec reconcile`: compares tables with their indexes and mends what differs, durably, once or on a schedule."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
+from daemon.cli import console, flows
 from daemon.cli import context as given
 from daemon.cli.context import Json
-from daemon.cli.flows import Wait
-
-if TYPE_CHECKING:
-    from temporalio.client import Client, WorkflowHandle
-
-    from daemon.settings import Config, Pipeline
-    from workflows.reconcile.schedules import Scheduled
-    from workflows.reconcile.workflow import ReconcileOrder
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(reconcile)
+from daemon.errors import ConfigError
+from daemon.settings import Config, Pipeline
+from workflows.client import connect
+from workflows.reconcile import schedules
+from workflows.reconcile.contract import Subject
+from workflows.reconcile.schedules import Scheduled
+from workflows.reconcile.workflow import Reconcile, Reconciled, ReconcileOrder, workflow_id
 
 
 def reconcile(
@@ -40,17 +36,13 @@ def reconcile(
     ] = None,
     unschedule: Annotated[bool, typer.Option("--unschedule", help="End its schedule.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the schedules.")] = False,
-    wait: Wait = False,
+    wait: flows.Wait = False,
     as_json: Json = False,
 ) -> None:
     """Compare a table with its index and show what differs; with --wait, exit status 1 where anything is left.
 
     Needs a worker (`livevec worker`). Live changes go on, and are no differences.
     """
-    from daemon.errors import ConfigError
-    from workflows.reconcile.contract import Subject
-    from workflows.reconcile.workflow import ReconcileOrder
-
     if sum((schedule is not None, unschedule, listed)) > 1:
         raise ConfigError("--schedule, --unschedule and --list are three commands; give one of them")
     config = given.resolved(context)
@@ -58,7 +50,8 @@ def reconcile(
         asyncio.run(_list(config, given.pipelines(config, pipeline), as_json))
         return
     if pipeline is None:
-        raise ConfigError(f"name the pipeline; defined: {', '.join(one.name for one in config.pipelines)}")
+        names = ", ".join(defined.name for defined in config.pipelines)
+        raise ConfigError(f"name the pipeline; defined: {names}")
     settings = config.pipeline(pipeline)
     subject = Subject(pipeline=pipeline, version=version, repair=repair, vectors=vectors)
     order = ReconcileOrder(subject=subject, rate=rate)
@@ -70,6 +63,7 @@ def reconcile(
         _run(config, settings, order, wait, as_json)
 
 
+<<<<<<< HEAD
 def _run(config: "Config", pipeline: "Pipeline", order: "ReconcileOrder", wait: bool, as_json: bool) -> None:
     from daemon.cli import flows
     from workflows import client as temporal
@@ -100,12 +94,33 @@ def _run(config: "Config", pipeline: "Pipeline", order: "ReconcileOrder", wait: 
 
     flows.launch(config, start, wait=wait, as_json=as_json, result_type=Reconciled, summarize=summarize)
     if results and not results[-1].ok:
+=======
+def _run(config: Config, pipeline: Pipeline, order: ReconcileOrder, wait: bool, as_json: bool) -> None:
+    result = flows.launch(
+        config,
+        pipeline,
+        Reconcile.run,
+        order,
+        workflow_id=workflow_id(order.subject),
+        summary=f"Reconcile of {pipeline.table} with {pipeline.name}",
+        details=(
+            f"Compares `{pipeline.table}` with the index `{pipeline.name}` by key range"
+            + (" and mends what differs" if order.subject.repair else "")
+            + ", beside the live changes. Signals: `pause`, `resume`, `throttle` (rows a second)."
+        ),
+        wait=wait,
+        as_json=as_json,
+        result_type=Reconciled,
+        summarize=_summary,
+    )
+    if result is not None and not result.ok:
+>>>>>>> main
         if not as_json:
-            _show_left(results[-1])
+            _show_left(result)
         raise typer.Exit(1)
 
 
-def _summary(result: Any) -> str:
+def _summary(result: Reconciled) -> str:
     tally = result.tally
     words = [f"{tally.rows:,} rows, {tally.documents:,} documents"]
     words += [f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(tally.found.items())]
@@ -118,13 +133,11 @@ def _summary(result: Any) -> str:
     return "; ".join(words)
 
 
-def _show_left(result: Any) -> None:
-    from daemon.cli import console
-
+def _show_left(result: Reconciled) -> None:
     table = console.table("difference", "documents", "for example")
     for name, count in sorted(result.tally.left.items()):
-        shown = ", ".join(result.tally.examples.get(name, ()))
-        table.add_row(name.replace("_", " "), f"{count:,}", console.plain(shown))
+        examples = ", ".join(result.tally.examples.get(name, ()))
+        table.add_row(name.replace("_", " "), f"{count:,}", console.plain(examples))
     if result.tally.left:
         console.out.print(table)
     if result.reasons and not result.backfilled:
@@ -136,31 +149,17 @@ def _show_left(result: Any) -> None:
 # ---- schedules
 
 
-async def _connected(config: "Config", work: "Callable[[Client], Awaitable[Any]]") -> Any:
-    from workflows.client import connect
-
-    return await work(await connect(config))
-
-
 async def _schedule(
-    config: "Config", pipeline: "Pipeline", when: str, order: "ReconcileOrder", as_json: bool
+    config: Config, pipeline: Pipeline, when: str, order: ReconcileOrder, as_json: bool
 ) -> None:
-    from workflows.reconcile import schedules
-
-    schedules.parsed(when, pipeline.name)
-
-    async def put(client: "Client") -> None:
-        await schedules.put(client, config, pipeline, when, order)
-        _print([await schedules.scheduled(client, pipeline.name)], as_json)
-
-    await _connected(config, put)
+    schedules.parsed(when, pipeline.name)  # a mistake in it is told before Temporal is asked
+    client = await connect(config)
+    await schedules.put(client, config, pipeline, when, order)
+    _print([await schedules.scheduled(client, pipeline.name)], as_json)
 
 
-async def _unschedule(config: "Config", pipeline: "Pipeline", as_json: bool) -> None:
-    from daemon.cli import console
-    from workflows.reconcile import schedules
-
-    removed = await _connected(config, lambda client: schedules.remove(client, pipeline.name))
+async def _unschedule(config: Config, pipeline: Pipeline, as_json: bool) -> None:
+    removed = await schedules.remove(await connect(config), pipeline.name)
     if as_json:
         console.print_json({"pipeline": pipeline.name, "removed": removed})
         return
@@ -171,32 +170,27 @@ async def _unschedule(config: "Config", pipeline: "Pipeline", as_json: bool) -> 
         )
 
 
-async def _list(config: "Config", pipelines: "list[Pipeline]", as_json: bool) -> None:
-    from workflows.reconcile import schedules
-
-    async def read(client: "Client") -> "list[Scheduled | None]":
-        return [await schedules.scheduled(client, pipeline.name) for pipeline in pipelines]
-
-    _print(await _connected(config, read), as_json)
+async def _list(config: Config, pipelines: list[Pipeline], as_json: bool) -> None:
+    client = await connect(config)
+    _print([await schedules.scheduled(client, pipeline.name) for pipeline in pipelines], as_json)
 
 
-def _print(schedules: "list[Scheduled | None]", as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from daemon.cli import console
-
-    present = [schedule for schedule in schedules if schedule is not None]
+def _print(scheduled: list[Scheduled | None], as_json: bool) -> None:
+    present = [schedule for schedule in scheduled if schedule is not None]
     if as_json:
-        shown = [
-            asdict(one) | {"next_at": one.next_at.isoformat() if one.next_at else None} for one in present
+        contents = [
+            asdict(schedule) | {"next_at": schedule.next_at.isoformat() if schedule.next_at else None}
+            for schedule in present
         ]
-        console.print_json({"schedules": shown})
+        console.print_json({"schedules": contents})
         return
     table = console.table("pipeline", "when", "repair", "next", "runs", "skipped")
-    for one in present:
-        next_at = f"{one.next_at:%Y-%m-%d %H:%M} UTC" if one.next_at else "paused" if one.paused else ""
-        repair = "yes" if one.repair else "no"
-        cells = (one.pipeline, one.when, repair, next_at, one.runs, one.skipped)
+    for schedule in present:
+        next_at = "paused" if schedule.paused else ""
+        if schedule.next_at:
+            next_at = f"{schedule.next_at:%Y-%m-%d %H:%M} UTC"
+        repair = "yes" if schedule.repair else "no"
+        cells = (schedule.pipeline, schedule.when, repair, next_at, schedule.runs, schedule.skipped)
         table.add_row(*map(console.plain, cells))
     if present:
         console.out.print(table)

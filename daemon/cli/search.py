@@ -2,19 +2,22 @@
 
 import asyncio
 import time
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
-
-if TYPE_CHECKING:
-    from daemon.embedding.embedder import Embedder, Embeddings
-    from daemon.index.reader import Hit
-    from daemon.index.registry import IndexVersion
-    from daemon.settings import Config, Pipeline
+from daemon.embedding.embedder import Embeddings
+from daemon.embedding.factory import make_embedder
+from daemon.index import reader
+from daemon.index.connection import connect
+from daemon.index.reader import Hit
+from daemon.index.registry import IndexVersion
+from daemon.settings import Config, Pipeline
 
 _TEXT_SHOWN = 200
 
@@ -23,13 +26,9 @@ _TEXT_SHOWN = 200
 class SearchResult:
     """The nearest documents, and how long the model and Redis took."""
 
-    hits: "tuple[Hit, ...]"
+    hits: tuple[Hit, ...]
     embed_ms: float
     search_ms: float
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(search)
 
 
 def search(
@@ -44,71 +43,47 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the documents whose meaning is nearest to TEXT."""
-    from daemon.cli import console
-
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
-    result = asyncio.run(nearest(config, settings, text, k, filter=filter, by_chunk=chunks))
+    result = asyncio.run(_nearest(config, settings, text, k, filter, chunks))
     if as_json:
         console.print_json({"pipeline": pipeline, "query": text, **asdict(result)})
         return
     names = [field.field for field in settings.metadata]
     table = console.table("distance", "id", *(["chunk"] if chunks else []), *names, "text")
     for hit in result.hits:
-        shown = hit.text if len(hit.text) <= _TEXT_SHOWN else hit.text[: _TEXT_SHOWN - 1] + "…"
-        values = [
-            hit.id,
-            *([str(hit.chunk)] if chunks else []),
-            *(hit.fields.get(name, "") for name in names),
-        ]
-        table.add_row(f"{hit.distance:.4f}", *(console.plain(value) for value in (*values, shown)))
+        fields = (hit.fields.get(name, "") for name in names)
+        cells = (f"{hit.distance:.4f}", hit.id, *([hit.chunk] if chunks else []), *fields)
+        table.add_row(*map(console.plain, (*cells, console.shortened(hit.text, _TEXT_SHOWN))))
     console.out.print(table)
     console.err.print(
         f"{len(result.hits)} found; embedding {result.embed_ms:.1f} ms, search {result.search_ms:.1f} ms"
     )
 
 
-async def nearest(
-    config: "Config", pipeline: "Pipeline", text: str, k: int, *, filter: str = "*", by_chunk: bool = False
+async def _nearest(
+    config: Config, pipeline: Pipeline, text: str, k: int, filter: str, by_chunk: bool
 ) -> SearchResult:
     """Embed a text as a query, and search the index version that readers see."""
-    from daemon.embedding.factory import make_embedder
-    from daemon.index.connection import connect
-    from daemon.index.reader import search as searched
-
     began_s = embedded_s = 0.0
 
-    async def embed(version: "IndexVersion") -> "Embeddings":
+    async def embed(version: IndexVersion) -> Embeddings:
         nonlocal began_s, embedded_s
         embedder = make_embedder(version.embedding(config.embedding))
         try:
             await embedder.start()
             began_s = time.perf_counter()
-            vector: Embeddings = (await embed_query(embedder, text))[0]
+            vector: Embeddings = (await embedder.embed([text], prompt="query"))[0]
             embedded_s = time.perf_counter()
         finally:
             await embedder.close()
         return vector
 
-    client = connect(config.redis)
-    try:
-        _, hits = await searched(
-            client,
-            pipeline.name,
-            embed,
-            k,
-            filter=filter,
-            ef_runtime=pipeline.index.ef_runtime,
-            by_chunk=by_chunk,
+    ef_runtime = pipeline.index.ef_runtime
+    async with aclosing(connect(config.redis)) as client:
+        _, hits = await reader.search(
+            client, pipeline.name, embed, k, filter=filter, ef_runtime=ef_runtime, by_chunk=by_chunk
         )
         ended_s = time.perf_counter()
-    finally:
-        await client.aclose()
-    return SearchResult(
-        tuple(hits), round((embedded_s - began_s) * 1000, 3), round((ended_s - embedded_s) * 1000, 3)
-    )
-
-
-async def embed_query(embedder: "Embedder", text: str) -> "Embeddings":
-    """Return the vector of a query, float32 [1, dimension]; the model's prompt for queries, if it has one, is used."""
-    return await embedder.embed([text], prompt="query")
+    embed_ms, search_ms = (embedded_s - began_s) * 1000, (ended_s - embedded_s) * 1000
+    return SearchResult(tuple(hits), round(embed_ms, 3), round(search_ms, 3))

@@ -1,22 +1,16 @@
 """`livevec up` and `livevec down`: the embedded stack."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from daemon import config
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
-
-if TYPE_CHECKING:
-    from daemon.cli.console import Steps
-    from deploy.local.home import Addresses, OnProgress, StepProgress
-    from deploy.local.stack import Stack
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(up)
-    app.command()(down)
+from deploy.local.home import OnProgress
+from deploy.local.stack import Stack
 
 
 def up(
@@ -30,8 +24,6 @@ def up(
 
     Without --detach the stack runs until Ctrl-C. A second `up` attaches to the stack that runs already.
     """
-    from daemon.cli import console
-
     stack = local_stack(context)
     ours = not is_up(stack)
     with console.Steps() as steps:
@@ -40,7 +32,13 @@ def up(
         else:
             with steps.step("stack", "was up already"):
                 addresses = stack.up(detach=detach)
-    show(addresses, as_json)
+    if as_json:
+        console.print_json(addresses)
+    else:
+        table = console.table("part", "address")
+        for name, address in asdict(addresses).items():
+            table.add_row(name, address)
+        console.out.print(table)
     if detach:
         return
     if not ours:
@@ -56,8 +54,6 @@ def up(
 
 def down(context: typer.Context, as_json: Json = False) -> None:
     """Stop every process of the embedded stack; its data stays."""
-    from daemon.cli import console
-
     stack = local_stack(context)
     was_up = is_up(stack)
     stack.down()
@@ -67,45 +63,18 @@ def down(context: typer.Context, as_json: Json = False) -> None:
         console.err.print("stopped" if was_up else "no stack was up")
 
 
-def local_stack(context: typer.Context) -> "Stack":
+def local_stack(context: typer.Context) -> Stack:
     """Return the stack of the current home, with the ports that the configuration, if there is one, sets."""
-    from daemon import config
-    from deploy.local.stack import Stack
-
     path = given.config_path(context)
     ports = config.load(path).local.ports if given.is_given(context) or path.is_file() else {}
     return Stack(config.default_home(), ports)
 
 
-def is_up(stack: "Stack") -> bool:
+def is_up(stack: Stack) -> bool:
     """Tell whether any server of the stack runs."""
     return any(server.state != "stopped" for server in stack.status())
 
 
-def reporter(steps: "Steps") -> "OnProgress":
+def reporter(steps: console.Steps) -> OnProgress:
     """Return a callback that shows the stack's progress as steps."""
-
-    def report(progress: "StepProgress") -> None:
-        steps.news(
-            progress.step,
-            progress.detail,
-            progress.done,
-            progress.total,
-            seconds=progress.seconds,
-            end=progress.finished,
-            failed=progress.failed,
-        )
-
-    return report
-
-
-def show(addresses: "Addresses", as_json: bool) -> None:
-    from daemon.cli import console
-
-    if as_json:
-        console.print_json(addresses)
-        return
-    table = console.table("part", "address")
-    for name, address in asdict(addresses).items():
-        table.add_row(name, address)
-    console.out.print(table)
+    return lambda progress: steps.news(**vars(progress))

@@ -2,22 +2,17 @@
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
-
-if TYPE_CHECKING:
-    from daemon.cli.console import Steps
-    from daemon.settings import Config, Pipeline
-    from daemon.verify.differences import IndexFindings
-    from daemon.verify.sides import OnProgress
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(verify)
+from daemon.settings import Config, Pipeline
+from daemon.verify.differences import EXAMPLES_MAX, Difference, IndexFindings
+from daemon.verify.session import opened
+from daemon.verify.sides import OnProgress
 
 
 def verify(
@@ -38,8 +33,6 @@ def verify(
 
     Changes may be applied meanwhile: a difference counts when it stays.
     """
-    from daemon.cli import console
-
     config = given.resolved(context)
     results = asyncio.run(_all(config, given.pipelines(config, pipeline), repair, yes, vectors))
     ok = all(result["ok"] for result in results)
@@ -53,32 +46,29 @@ def verify(
         raise typer.Exit(1)
 
 
-_COUNTS = (
-    *("rows", "documents", "missing", "stale", "orphaned", "wrong_vector"),
-    *("not_indexed", "surplus_chunks", "lost_chunks"),
-)
+_COUNTS = ("rows", "documents", *(difference.value for difference in Difference))
 
 
 async def _all(
-    config: "Config", pipelines: "list[Pipeline]", repair: bool, yes: bool, vectors: bool
+    config: Config, pipelines: list[Pipeline], repair: bool, yes: bool, vectors: bool
 ) -> list[dict[str, Any]]:
-    from daemon.cli import console
-
     with console.Steps() as steps:
         return [await _one(config, pipeline, repair, yes, vectors, steps) for pipeline in pipelines]
 
 
 async def _one(
-    config: "Config", pipeline: "Pipeline", repair: bool, yes: bool, vectors: bool, steps: "Steps"
+    config: Config, pipeline: Pipeline, repair: bool, yes: bool, vectors: bool, steps: console.Steps
 ) -> dict[str, Any]:
-    from daemon.verify.session import opened
-
     async with opened(config, pipeline, vectors=vectors) as session:
-        step = f"check {pipeline.name}"
-        steps.news(step)
-        findings = await session.check(_shown(steps, step))
-        steps.news(step, f"{findings.rows:,} rows, {len(findings.differing):,} differ", end=True)
-        reasons = sorted(await session.reconcile_reasons())
+
+        async def check(step: str) -> tuple[IndexFindings, list[str]]:
+            steps.news(step)
+            findings = await session.check(_shown(steps, step))
+            reasons = sorted(await session.reconcile_reasons())
+            steps.news(step, f"{findings.rows:,} rows, {len(findings.differing):,} differ", end=True)
+            return findings, reasons
+
+        findings, reasons = await check(f"check {pipeline.name}")
         mended: dict[str, Any] | None = None
         if repair and (reasons or not findings.ok):
             step = f"repair {pipeline.name}"
@@ -87,22 +77,16 @@ async def _one(
                 _shown(steps, step), lambda what: steps.news(step, f"waiting {what}"), may_empty=yes
             )
             steps.news(step, f"{done.outcomes.get('embedded', 0):,} embedded, {done.swept:,} swept", end=True)
-            step = f"check {pipeline.name} again"
-            steps.news(step)
             mended = {"found": _content(findings), **asdict(done)}
-            findings = await session.check(_shown(steps, step))
-            reasons = sorted(await session.reconcile_reasons())
-            steps.news(step, f"{findings.rows:,} rows, {len(findings.differing):,} differ", end=True)
+            findings, reasons = await check(f"check {pipeline.name} again")
         return {**_content(findings), "needs_reconcile": reasons, "repair": mended}
 
 
-def _shown(steps: "Steps", step: str) -> "OnProgress":
+def _shown(steps: console.Steps, step: str) -> OnProgress:
     return lambda what, done, total: steps.news(step, what, done, total)
 
 
-def _content(findings: "IndexFindings") -> dict[str, Any]:
-    from daemon.verify.differences import EXAMPLES_MAX, Difference
-
+def _content(findings: IndexFindings) -> dict[str, Any]:
     ids = {difference: findings.ids(difference) for difference in Difference}
     return {
         "pipeline": findings.pipeline,
@@ -116,8 +100,6 @@ def _content(findings: "IndexFindings") -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from daemon.cli import console
-
     mark = console.OK if result["ok"] else console.BAD
     console.out.print(
         f"{mark} {result['pipeline']}: {result['rows']:,} rows, {result['documents']:,} documents"

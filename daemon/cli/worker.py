@@ -5,17 +5,12 @@ import asyncio
 import typer
 
 from daemon.cli import context as given
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(worker)
+from daemon.telemetry import logs
+from workflows import worker as workflows_worker
 
 
 def worker(context: typer.Context) -> None:
     """Run the workflows' worker until SIGTERM or SIGINT; what it was doing goes on in another, or in the next."""
-    from daemon.telemetry import logs
-    from workflows import worker as workflows_worker
-
     config = given.resolved(context)
     logs.configure(config.telemetry.log_format, config.telemetry.log_level)
     asyncio.run(workflows_worker.run(config))

@@ -3,19 +3,22 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.service import RPCError
 
+from daemon.cli import console, flows
 from daemon.cli import context as given
 from daemon.cli.context import Json
+from daemon.errors import WorkflowError
+from daemon.settings import Config
+from workflows import search_attributes
+from workflows.client import connect, progress_now, result, rpc_failure, ui_address, update
+from workflows.progress import duration
 
-if TYPE_CHECKING:
-    from temporalio.client import Client, WorkflowExecution, WorkflowHandle
-
-    from daemon.settings import Config
-
-app = typer.Typer(help="Workflows: what runs, how far it is; pause, resume, throttle, cancel.")
+app = typer.Typer()
 Id = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id, as `livevec workflows` lists it.")]
 
 
@@ -40,21 +43,19 @@ def show(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None
 @app.command()
 def follow(context: typer.Context, workflow_id: Id) -> None:
     """Follow one workflow to its end; exit status 1 where it fails. Ctrl-C leaves it running."""
-    from daemon.cli import flows
-
     flows.follow(given.resolved(context), workflow_id)
 
 
 @app.command()
 def pause(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None:
     """Let a workflow stop after its present step, until `resume`."""
-    _tell(context, as_json, workflow_id, lambda handle: _update(handle, "pause"))
+    _steer(context, as_json, workflow_id, lambda handle: update(handle, "pause"))
 
 
 @app.command()
 def resume(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None:
     """Let a paused workflow go on."""
-    _tell(context, as_json, workflow_id, lambda handle: _update(handle, "resume"))
+    _steer(context, as_json, workflow_id, lambda handle: update(handle, "resume"))
 
 
 @app.command()
@@ -65,31 +66,27 @@ def throttle(
     as_json: Json = False,
 ) -> None:
     """Set how many rows a second a workflow may take."""
-    _tell(context, as_json, workflow_id, lambda handle: _update(handle, "throttle", rate))
+    _steer(context, as_json, workflow_id, lambda handle: update(handle, "throttle", rate))
 
 
 @app.command()
 def cancel(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None:
     """End a workflow after its present step; what it has done stays."""
-    _tell(context, as_json, workflow_id, lambda handle: handle.cancel())
+    _steer(context, as_json, workflow_id, lambda handle: handle.cancel())
 
 
 # ---- talking to Temporal
 
 
-def _tell(
+def _steer(
     context: typer.Context,
     as_json: bool,
     workflow_id: str,
-    action: "Callable[[WorkflowHandle[Any, Any]], Awaitable[Any]]",
+    action: Callable[[WorkflowHandle[Any, Any]], Awaitable[Any]],
 ) -> None:
     config = given.resolved(context)
 
     async def work() -> None:
-        from temporalio.service import RPCError
-
-        from workflows.client import connect, rpc_failure
-
         client = await connect(config)
         try:
             await action(client.get_workflow_handle(workflow_id))
@@ -100,76 +97,64 @@ def _tell(
     asyncio.run(work())
 
 
-async def _update(handle: "WorkflowHandle[Any, Any]", name: str, *arguments: float) -> None:
-    from workflows.client import update
-
-    await update(handle, name, *arguments)
-
-
-async def _list(config: "Config", everything: bool, as_json: bool) -> None:
-    from daemon.cli import console
-    from workflows.client import connect
-
+async def _list(config: Config, everything: bool, as_json: bool) -> None:
     client = await connect(config)
     query = "LivevecPipeline IS NOT NULL" + ("" if everything else " AND ExecutionStatus = 'Running'")
-    listed = [_content(config, execution) async for execution in client.list_workflows(query)]
+    contents = [_content(config, execution) async for execution in client.list_workflows(query)]
     if as_json:
-        console.print_json({"workflows": listed})
+        console.print_json({"workflows": contents})
         return
     table = console.table("workflow", "type", "pipeline", "status", "phase", "%", "started")
-    for one in listed:
-        cells = (one["workflow_id"], one["type"], one["pipeline"], one["status"], one["phase"] or "")
-        table.add_row(*map(console.plain, cells), str(one["percent"] or ""), _ago(one["started"]))
-    if listed:
+    for content in contents:
+        cells = (content[name] for name in ("workflow_id", "type", "pipeline", "status"))
+        figures = (content["phase"] or "", content["percent"] or "", _ago(content["started"]))
+        table.add_row(*map(console.plain, (*cells, *figures)))
+    if contents:
         console.out.print(table)
     else:
         console.out.print("no workflow runs" if not everything else "there are no workflows")
 
 
-def _content(config: "Config", execution: "WorkflowExecution") -> dict[str, Any]:
-    from workflows import search_attributes as found_by
-    from workflows.client import ui_address
-
+def _content(config: Config, execution: WorkflowExecution) -> dict[str, Any]:
     attributes = execution.typed_search_attributes
     status = execution.status
     return {
         "workflow_id": execution.id,
         "run_id": execution.run_id,
         "type": execution.workflow_type,
-        "pipeline": attributes.get(found_by.PIPELINE, ""),
-        "table": attributes.get(found_by.TABLE, ""),
+        "pipeline": attributes.get(search_attributes.PIPELINE, ""),
+        "table": attributes.get(search_attributes.TABLE, ""),
         "status": status.name.lower() if status is not None else "",
-        "phase": attributes.get(found_by.PHASE),
-        "percent": attributes.get(found_by.PERCENT),
+        "phase": attributes.get(search_attributes.PHASE),
+        "percent": attributes.get(search_attributes.PERCENT),
         "started": execution.start_time.isoformat(),
         "ended": execution.close_time.isoformat() if execution.close_time else None,
         "ui": ui_address(config, execution.id, execution.run_id),
     }
 
 
-async def _show(config: "Config", workflow_id: str, as_json: bool, client: "Client | None" = None) -> None:
-    from temporalio.client import WorkflowExecutionStatus
-    from temporalio.service import RPCError
-
-    from daemon.cli import console
-    from daemon.errors import WorkflowError
-    from workflows.client import connect, progress_now, result, rpc_failure
-
+async def _show(config: Config, workflow_id: str, as_json: bool, client: Client | None = None) -> None:
     client = client or await connect(config)
     handle = client.get_workflow_handle(workflow_id)
     try:
         description = await handle.describe()
     except RPCError as error:
         raise rpc_failure(workflow_id, error) from error
-    content = _content(config, description)
     progress = await progress_now(handle, description)
-    content["progress"] = progress.model_dump() if progress else None
-    content["result"], content["failure"] = None, None
-    content["trying"] = [
-        {"activity": one.activity_type.name, "attempt": one.attempt, "failure": one.last_failure.message}
-        for one in description.raw_description.pending_activities
-        if one.HasField("last_failure")
-    ]
+    content = _content(config, description) | {
+        "progress": progress.model_dump() if progress else None,
+        "result": None,
+        "failure": None,
+        "trying": [
+            {
+                "activity": pending.activity_type.name,
+                "attempt": pending.attempt,
+                "failure": pending.last_failure.message,
+            }
+            for pending in description.raw_description.pending_activities
+            if pending.HasField("last_failure")
+        ],
+    }
     if description.status is not WorkflowExecutionStatus.RUNNING:
         try:
             content["result"] = await result(handle)
@@ -182,22 +167,18 @@ async def _show(config: "Config", workflow_id: str, as_json: bool, client: "Clie
 
 
 def _print(content: dict[str, Any]) -> None:
-    from daemon.cli import console
-
     progress = content.pop("progress") or {}
-    trying = content.pop("trying")
-    table = console.table("", "")
-    table.show_header = False
+    attempts = content.pop("trying")
     rows = {**content, **{f"progress: {name}": value for name, value in progress.items()}}
-    rows |= {f"attempt {one['attempt']} of {one['activity']}": one["failure"] for one in trying}
-    for name, value in rows.items():
-        if value not in (None, ""):
-            table.add_row(name, console.plain(_ago(value) if name in ("started", "ended") else value))
-    console.out.print(table)
+    rows |= {f"attempt {trying['attempt']} of {trying['activity']}": trying["failure"] for trying in attempts}
+    console.print_fields(
+        {
+            name: _ago(value) if name in ("started", "ended") and value else value
+            for name, value in rows.items()
+        }
+    )
 
 
 def _ago(moment: str) -> str:
-    from workflows.progress import duration
-
     seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
     return f"{duration(max(0, seconds))} ago"

@@ -3,7 +3,7 @@
 import re
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from daemon.errors import ConfigError
 from daemon.settings.pipelines import EventSource, Pipeline, PostgresSource, Source
@@ -39,11 +39,12 @@ class Config(Settings):
     telemetry: TelemetrySettings = TelemetrySettings()
     temporal: TemporalSettings = TemporalSettings()
     local: LocalSettings = LocalSettings()
-    shutdown_timeout_s: PositiveFloat = Field(
-        20.0, description="Longest time to finish what is in flight after SIGTERM."
-    )
-    sources: tuple[Source, ...] = Field((), description="The sources of changes.")
-    pipelines: tuple[Pipeline, ...] = Field((), description="The tables and topics that are mirrored.")
+    shutdown_timeout_s: PositiveFloat = 20.0
+    """Longest time to finish what is in flight after SIGTERM."""
+    sources: tuple[Source, ...] = ()
+    """The sources of changes."""
+    pipelines: tuple[Pipeline, ...] = ()
+    """The tables and topics that are mirrored."""
 
     @model_validator(mode="after")
     def _references(self) -> Self:
@@ -72,11 +73,7 @@ class Config(Settings):
         return next(source for source in self.sources if source.name == name)
 
     def pipeline(self, name: str) -> Pipeline:
-        """Return the pipeline of that name.
-
-        Raises:
-            ConfigError: there is none; the message names the nearest.
-        """
+        """Return the pipeline of that name, or raise ConfigError with the nearest name."""
         for pipeline in self.pipelines:
             if pipeline.name == name:
                 return pipeline

@@ -17,34 +17,36 @@ class PostgresSource(Settings):
     """A PostgreSQL database, captured by Debezium."""
 
     kind: Literal["postgres"] = "postgres"
-    name: Name = Field(description="Name of the source; also Debezium's `topic.prefix` and connector name.")
-    dsn: SecretStr = Field(
-        SecretStr(LOCAL), description="libpq connection string of the primary, or `local`."
-    )
-    capture_dsn: SecretStr | None = Field(
-        None,
-        description="Connection string of the same database for Kafka Connect, where that differs from `dsn`.",
-    )
-    slot: str = Field("", description="Replication slot; empty: `livevec_<name>`.")
-    publication: str = Field("", description="Publication; empty: `livevec_<name>`.")
-    create_publication: bool = Field(
-        True, description="Let `connector apply` create and extend the publication."
-    )
-    create_topics: bool = Field(True, description="Let `connector apply` create the topics.")
-    topic_partitions: PositiveInt = Field(1, description="Partitions of a topic that livevec creates.")
-    topic_replication_factor: PositiveInt = Field(1, description="Replicas of a topic that livevec creates.")
-    snapshot_mode: Literal["initial", "no_data"] = Field(
-        "initial", description="`initial`: Debezium reads the existing rows first; `no_data`: only changes."
-    )
-    era: Annotated[int, Field(ge=0)] = Field(
-        0, description="To be raised by one when the source has lost history, such as by a restore."
-    )
-    heartbeat_interval_ms: PositiveInt = Field(
-        1000, description="Interval of Debezium's heartbeat, which keeps the freshness metric moving."
-    )
-    reread_rows_max: PositiveInt = Field(200, description="Most rows that are read again in one query.")
-    timeout_s: PositiveFloat = Field(10.0, description="Longest wait for one query.")
-    connector: dict[str, str] = Field({}, description="More Debezium settings, passed on unchanged.")
+    name: Name
+    """Name of the source; also Debezium's `topic.prefix` and connector name."""
+    dsn: SecretStr = SecretStr(LOCAL)
+    """libpq connection string of the primary, or `local`."""
+    capture_dsn: SecretStr | None = None
+    """Connection string of the same database for Kafka Connect, where that differs from `dsn`."""
+    slot: str = ""
+    """Replication slot; empty: `livevec_<name>`."""
+    publication: str = ""
+    """Publication; empty: `livevec_<name>`."""
+    create_publication: bool = True
+    """Let `connector apply` create and extend the publication."""
+    create_topics: bool = True
+    """Let `connector apply` create the topics."""
+    topic_partitions: PositiveInt = 1
+    """Partitions of a topic that livevec creates."""
+    topic_replication_factor: PositiveInt = 1
+    """Replicas of a topic that livevec creates."""
+    snapshot_mode: Literal["initial", "no_data"] = "initial"
+    """`initial`: Debezium reads the existing rows first; `no_data`: only changes."""
+    era: Annotated[int, Field(ge=0)] = 0
+    """To be raised by one when the source has lost history, such as by a restore."""
+    heartbeat_interval_ms: PositiveInt = 1000
+    """Interval of Debezium's heartbeat, which keeps the freshness metric moving."""
+    reread_rows_max: PositiveInt = 200
+    """Most rows that are read again in one query."""
+    timeout_s: PositiveFloat = 10.0
+    """Longest wait for one query."""
+    connector: dict[str, str] = Field({})
+    """More Debezium settings, passed on unchanged."""
 
     @property
     def message_topic(self) -> str:
@@ -64,7 +66,8 @@ class EventSource(Settings):
     """Topics of plain JSON records keyed by id, written by applications without a database."""
 
     kind: Literal["events"] = "events"
-    name: Name = Field(description="Name of the source.")
+    name: Name
+    """Name of the source."""
 
 
 SOURCE_KINDS = ("postgres", "events")
@@ -77,13 +80,12 @@ RESERVED_FIELDS = frozenset({"id", "chunk", "text", "embedding"})
 class MetadataField(Settings):
     """One column that is stored beside the vector for filtering."""
 
-    column: Column = Field(description="Column of the table.")
-    type: Literal["tag", "numeric", "text"] = Field(
-        "tag", description="Type of the field in the search index."
-    )
-    name: Column | None = Field(
-        None, description="Name of the field in Redis, where it differs from the column."
-    )
+    column: Column
+    """Column of the table."""
+    type: Literal["tag", "numeric", "text"] = "tag"
+    """Type of the field in the search index."""
+    name: Column | None = None
+    """Name of the field in Redis, where it differs from the column."""
 
     @property
     def field(self) -> str:
@@ -91,27 +93,25 @@ class MetadataField(Settings):
 
 
 class IndexSettings(Settings):
-    m: Annotated[int, Field(ge=2, le=512)] = Field(16, description="HNSW: most edges of a node.")
-    ef_construction: Annotated[int, Field(ge=1, le=4096)] = Field(
-        128, description="HNSW: candidates when inserting."
-    )
-    ef_runtime: Annotated[int, Field(ge=1, le=4096)] = Field(
-        50, description="HNSW: candidates when searching."
-    )
-    metric: Literal["cosine", "l2", "ip"] = Field("cosine", description="Distance between vectors.")
-    type: Literal["FLOAT32", "FLOAT16", "BFLOAT16"] = Field(
-        "FLOAT32", description="Number format of a vector."
-    )
+    m: Annotated[int, Field(ge=2, le=512)] = 16
+    """HNSW: most edges of a node."""
+    ef_construction: Annotated[int, Field(ge=1, le=4096)] = 128
+    """HNSW: candidates when inserting."""
+    ef_runtime: Annotated[int, Field(ge=1, le=4096)] = 50
+    """HNSW: candidates when searching."""
+    metric: Literal["cosine", "l2", "ip"] = "cosine"
+    """Distance between vectors."""
+    type: Literal["FLOAT32", "FLOAT16", "BFLOAT16"] = "FLOAT32"
+    """Number format of a vector."""
 
 
 class ChunkingSettings(Settings):
-    tokens_max: Annotated[int, Field(ge=0)] = Field(
-        0, description="Most tokens of a chunk; 0: the text is one chunk, which the model cuts."
-    )
-    tokens_overlap: Annotated[int, Field(ge=0)] = Field(
-        0, description="Tokens that neighbouring chunks share."
-    )
-    tokenizer: str = Field("", description="Path of the model's tokenizer.json; required with `tokens_max`.")
+    tokens_max: Annotated[int, Field(ge=0)] = 0
+    """Most tokens of a chunk; 0: the text is one chunk, which the model cuts."""
+    tokens_overlap: Annotated[int, Field(ge=0)] = 0
+    """Tokens that neighbouring chunks share."""
+    tokenizer: str = ""
+    """Path of the model's tokenizer.json; required with `tokens_max`."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -125,33 +125,30 @@ class ChunkingSettings(Settings):
 class Pipeline(Settings):
     """One table (or event topic) mirrored into one vector index."""
 
-    name: Name = Field(
-        description="Name of the pipeline, of its alias in Redis, and of the label in metrics."
-    )
-    source: Name = Field(description="Name of the source that it reads.")
-    table: str = Field("", description="`schema.table` of a PostgreSQL source.")
-    topic: str = Field(
-        "", description="Topic that it reads; empty: `<source>.<table>`, as Debezium names it."
-    )
-    text: str = Field(description="Template of the text to embed, with column names: `{title}. {body}`.")
-    text_bytes_max: PositiveInt = Field(
-        1_048_576, description="Most bytes of a text; a row with a longer one becomes a dead letter."
-    )
-    metadata: tuple[MetadataField, ...] = Field((), description="Columns that are stored for filtering.")
-    index: IndexSettings = Field(IndexSettings(), description="The Redis index.")
-    chunking: ChunkingSettings = Field(ChunkingSettings(), description="How long texts are cut into chunks.")
-    keep_bytes_in_dead_letters: bool = Field(
-        False,
-        description="Put the original record into the dead letter; off: only its topic, partition and offset.",
-    )
-    reconcile_every_s: Annotated[float, Field(ge=0)] = Field(
-        86_400.0,
-        description="Interval at which `livevec worker` compares the table with its index; 0: never.",
-    )
-    reconcile_repair: bool = Field(
-        True,
-        description="Let the scheduled reconcile repair the differences; off: only count and report them.",
-    )
+    name: Name
+    """Name of the pipeline, of its alias in Redis, and of the label in metrics."""
+    source: Name
+    """Name of the source that it reads."""
+    table: str = ""
+    """`schema.table` of a PostgreSQL source."""
+    topic: str = ""
+    """Topic that it reads; empty: `<source>.<table>`, as Debezium names it."""
+    text: str
+    """Template of the text to embed, with column names: `{title}. {body}`."""
+    text_bytes_max: PositiveInt = 1_048_576
+    """Most bytes of a text; a row with a longer one becomes a dead letter."""
+    metadata: tuple[MetadataField, ...] = ()
+    """Columns that are stored for filtering."""
+    index: IndexSettings = IndexSettings()
+    """The Redis index."""
+    chunking: ChunkingSettings = ChunkingSettings()
+    """How long texts are cut into chunks."""
+    keep_bytes_in_dead_letters: bool = False
+    """Put the original record into the dead letter; off: only its topic, partition and offset."""
+    reconcile_every_s: Annotated[float, Field(ge=0)] = 86_400.0
+    """Interval at which `livevec worker` compares the table with its index; 0: never."""
+    reconcile_repair: bool = True
+    """Let the scheduled reconcile repair the differences; off: only count and report them."""
 
     @property
     def topic_name(self) -> str:

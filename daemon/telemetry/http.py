@@ -5,7 +5,7 @@ It runs in threads of its own, so that a scrape never waits for a batch, and /he
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,16 +21,13 @@ from daemon.telemetry.health import Health
 from daemon.telemetry.metrics import Metrics
 
 _STUCK_AFTER_S = 15.0
+_UNAVAILABLE = "503 Service Unavailable"
+_PAGES = b"/metrics\n/healthz\n/readyz\n/status.json\n/samples.json"
 Answer = tuple[str, str, bytes]
 
 
 class TelemetryServer:
-    """Serves the metrics and the health.
-
-    Args:
-        address: `host:port`.
-        setting: the key of the address in daemon.toml, for errors.
-    """
+    """Serves the metrics and the health at `address`, `host:port`; `setting` is its key in daemon.toml, for errors."""
 
     def __init__(
         self, address: str, metrics: Metrics, health: Health, setting: str = "telemetry.address"
@@ -56,37 +53,27 @@ class TelemetryServer:
         self._server.server_close()
 
     def _serve(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        pages: dict[str, Callable[[str], Answer]] = {
-            "/metrics": self._scrape,
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/status.json": self._status,
-            "/samples.json": self._samples,
-        }
-        page = pages.get(environ["PATH_INFO"])
-        if page is None:
-            status, kind, body = "404 Not Found", "text/plain", "\n".join(pages).encode()
-        else:
-            status, kind, body = page(environ.get("QUERY_STRING", ""))
+        status, kind, body = self._answer(environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
         start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
         return [body]
 
-    def _scrape(self, _: str) -> Answer:
-        return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._metrics.registry)
-
-    def _healthz(self, _: str) -> Answer:
-        silent_s = time.monotonic() - self._health.alive_at_s
-        if silent_s > _STUCK_AFTER_S:
-            message = f"the event loop has been silent for {silent_s:.0f} s\n"
-            return "503 Service Unavailable", "text/plain", message.encode()
-        return "200 OK", "text/plain", b"alive\n"
-
-    def _readyz(self, _: str) -> Answer:
-        status = "200 OK" if self._health.ready else "503 Service Unavailable"
-        return status, "application/json", self._state()
-
-    def _status(self, _: str) -> Answer:
-        return "200 OK", "application/json", self._state()
+    def _answer(self, path: str, query: str) -> Answer:
+        match path:
+            case "/metrics":
+                return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._metrics.registry)
+            case "/healthz":
+                silent_s = time.monotonic() - self._health.alive_at_s
+                if silent_s > _STUCK_AFTER_S:
+                    message = f"the event loop has been silent for {silent_s:.0f} s\n"
+                    return _UNAVAILABLE, "text/plain", message.encode()
+                return "200 OK", "text/plain", b"alive\n"
+            case "/readyz":
+                return "200 OK" if self._health.ready else _UNAVAILABLE, "application/json", self._state()
+            case "/status.json":
+                return "200 OK", "application/json", self._state()
+            case "/samples.json":
+                return self._samples(query)
+        return "404 Not Found", "text/plain", _PAGES
 
     def _state(self) -> bytes:
         health = self._health

@@ -7,12 +7,7 @@ import structlog
 
 
 def configure(log_format: str, log_level: str) -> None:
-    """Set up logging for the process, on standard error.
-
-    Args:
-        log_format: `console`, `json`, or `auto`: console on a terminal.
-        log_level: the lowest level that is shown.
-    """
+    """Set up logging for the process, on standard error, in the format `console`, `json`, or `auto`: by terminal."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()

@@ -180,11 +180,7 @@ class PipelineMetrics:
     def embedded(self, sample: Sample) -> None:
         """Record the freshness of one embedded change."""
         self.searchable.observe(sample.total)
-        stages = self.stages
-        stages["capture"].observe(sample.capture)
-        stages["transit"].observe(sample.transit)
-        stages["queue"].observe(sample.queue)
-        stages["embed"].observe(sample.embed)
-        stages["upsert"].observe(sample.upsert)
+        for stage, seconds in self.stages.items():
+            seconds.observe(getattr(sample, stage))
         if self._seen:
             self.all.samples.add(sample)

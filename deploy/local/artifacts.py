@@ -15,27 +15,18 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from daemon.errors import StackError
 from deploy.local import maven
 from deploy.local.home import OnProgress, StepProgress
-from deploy.local.servers.base import TEMPLATES, package_folder
+from deploy.local.servers.base import TEMPLATES, Artifacts, package_folder
 
 DEBEZIUM = "io.debezium:debezium-connector-postgres:3.7.0.Final:tar.gz:plugin"
 # A stack that has just been given a model's folder does not run on it yet.
 KEPT_AFTER_USE_S = 3600.0
-
-
-@dataclass(frozen=True)
-class Artifacts:
-    """The folders in the cache that a stack is made of."""
-
-    kafka_jars: Path
-    connect_plugins: Path
-    triton_backends: Path
-    models: Path
 
 
 def default_cache() -> Path:
@@ -51,7 +42,14 @@ def ensure(cache: Path, on_progress: OnProgress, *, kafka: bool = True, triton: 
     Raises:
         StackError: Maven or a Python package is missing, a download failed or is not what was expected.
     """
-    artifacts = _locate(cache)
+    lock = hashlib.sha256(maven.LOCK.read_bytes()).hexdigest()[:12]
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    artifacts = Artifacts(
+        kafka_jars=cache / f"kafka-{lock}",
+        connect_plugins=cache / f"connect-plugins-{lock}",
+        triton_backends=cache / f"triton-{_version('nvidia-pytriton')}-{python}",
+        models=cache / f"models-{_model_key()}",
+    )
     if kafka and not (artifacts.kafka_jars.is_dir() and artifacts.connect_plugins.is_dir()):
         maven.check()
     if kafka:
@@ -62,17 +60,6 @@ def ensure(cache: Path, on_progress: OnProgress, *, kafka: bool = True, triton: 
         provide(artifacts.models, on_progress, "build the embedding model", _models)
         drop_unused_models(artifacts.models)
     return artifacts
-
-
-def _locate(cache: Path) -> Artifacts:
-    lock = hashlib.sha256(maven.LOCK.read_bytes()).hexdigest()[:12]
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return Artifacts(
-        kafka_jars=cache / f"kafka-{lock}",
-        connect_plugins=cache / f"connect-plugins-{lock}",
-        triton_backends=cache / f"triton-{_version('nvidia-pytriton')}-{python}",
-        models=cache / f"models-{_model_key()}",
-    )
 
 
 def _version(distribution: str) -> str:
@@ -108,7 +95,7 @@ def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> N
     started_s = time.monotonic()
 
     def report(detail: str, done: int | None = None, total: int | None = None) -> None:
-        on_progress(StepProgress(step, detail, done, total, time.monotonic() - started_s, finished=False))
+        on_progress(StepProgress(step, detail, done, total, time.monotonic() - started_s, end=False))
 
     report("")
     with _exclusive(target.parent, report):
@@ -122,7 +109,7 @@ def provide(target: Path, on_progress: OnProgress, step: str, build: Build) -> N
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    on_progress(StepProgress(step, str(target), None, None, time.monotonic() - started_s, finished=True))
+    on_progress(StepProgress(step, str(target), None, None, time.monotonic() - started_s, end=True))
 
 
 @contextmanager
@@ -196,11 +183,7 @@ def _models(folder: Path, report: OnDetail) -> None:
 
 
 def drop_unused_models(current: Path) -> list[Path]:
-    """Note the use of `current`, and drop the models that no process names and no stack was given lately.
-
-    Returns:
-        The folders that were dropped.
-    """
+    """Note the use of `current`; drop and return the models that no process names and no stack was given lately."""
     # A folder's time is that of its last use. Another user's cache is left alone.
     with suppress(PermissionError):
         os.utime(current)
@@ -209,9 +192,10 @@ def drop_unused_models(current: Path) -> list[Path]:
     old = [
         folder for folder in cache.glob("models-*") if folder != current and _used_s(folder) < used_before_s
     ]
-    running = _command_lines() if old else b""
     # A supervisor's command line names the folder, too: its Triton may be dead for a moment.
-    dropped = [folder for folder in old if os.fsencode(folder.name) not in running]
+    processes = psutil.process_iter(["cmdline"]) if old else ()
+    running = " ".join(word for process in processes for word in process.info["cmdline"] or ())
+    dropped = [folder for folder in old if folder.name not in running]
     for folder in dropped:
         # Renamed first, so that nobody finds half of it; another process may have been faster.
         with suppress(OSError):
@@ -229,12 +213,3 @@ def _used_s(folder: Path) -> float:
         return folder.stat().st_mtime
     except FileNotFoundError:
         return time.time()
-
-
-def _command_lines() -> bytes:
-    lines = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with suppress(OSError):
-                lines.append((process / "cmdline").read_bytes())
-    return b"\0".join(lines)

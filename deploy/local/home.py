@@ -1,12 +1,11 @@
 """The folder of an embedded stack: its paths, and the small JSON files through which its processes talk."""
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -21,7 +20,7 @@ class StepProgress:
     Attributes:
         done: how much of `total` is done, where both are known.
         seconds: time since the step began.
-        finished: the step is over, and nothing more is reported about it.
+        end: the step is over, and nothing more is reported about it.
         failed: it is over because it failed; `detail` says why.
     """
 
@@ -30,7 +29,7 @@ class StepProgress:
     done: int | None = None
     total: int | None = None
     seconds: float | None = None
-    finished: bool = False
+    end: bool = False
     failed: bool = False
 
 
@@ -43,38 +42,27 @@ def silent(progress: StepProgress) -> None:
 
 @dataclass(frozen=True)
 class Addresses:
-    """The address of each server of a running stack; all of them listen on 127.0.0.1 only."""
+    """The address of each server of a running stack; all of them listen on 127.0.0.1 only.
 
-    postgres_dsn: str
-    kafka_bootstrap_servers: str
-    connect_url: str
-    triton_grpc: str
-    triton_http: str
-    redis_url: str
-    temporal_address: str
-    temporal_ui_url: str
-    metrics_url: str
-    worker_metrics_url: str
-    worker_sdk_metrics_url: str
+    The defaults say how `of` forms an address from the ports.
+    """
+
+    postgres_dsn: str = "postgresql://postgres@{postgres}/livevec"
+    kafka_bootstrap_servers: str = "{kafka}"
+    connect_url: str = "http://{connect}"
+    triton_grpc: str = "{triton}"
+    triton_http: str = "http://{triton_http}"
+    redis_url: str = "redis://{redis}/0"
+    temporal_address: str = "{temporal}"
+    temporal_ui_url: str = "http://{temporal_ui}"
+    metrics_url: str = "http://{metrics}/metrics"
+    worker_metrics_url: str = "http://{worker_metrics}/metrics"
+    worker_sdk_metrics_url: str = "http://{worker_sdk_metrics}/metrics"
 
     @classmethod
     def of(cls, ports: Mapping[str, int]) -> Self:
-        def at(name: str) -> str:
-            return f"127.0.0.1:{ports[name]}"
-
-        return cls(
-            postgres_dsn=f"postgresql://postgres@{at('postgres')}/livevec",
-            kafka_bootstrap_servers=at("kafka"),
-            connect_url=f"http://{at('connect')}",
-            triton_grpc=at("triton"),
-            triton_http=f"http://{at('triton_http')}",
-            redis_url=f"redis://{at('redis')}/0",
-            temporal_address=at("temporal"),
-            temporal_ui_url=f"http://{at('temporal_ui')}",
-            metrics_url=f"http://{at('metrics')}/metrics",
-            worker_metrics_url=f"http://{at('worker_metrics')}/metrics",
-            worker_sdk_metrics_url=f"http://{at('worker_sdk_metrics')}/metrics",
-        )
+        places = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        return cls(*(address.format_map(places) for address in vars(cls()).values()))
 
 
 @dataclass(frozen=True)
@@ -117,38 +105,23 @@ class StackState:
         return next((server for server in self.servers if server.name == name), None)
 
 
+Content = TypeVar("Content")
+_ADDRESSES = TypeAdapter(Addresses)
+_PORTS = TypeAdapter(dict[str, int])
 _STATE = TypeAdapter(StackState)
 
 
-@dataclass(frozen=True)
 class Home:
     """The folder of one stack; `path` is absolute."""
 
-    path: Path
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config"
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / "supervisor.lock"
-
-    @property
-    def progress(self) -> Path:
-        return self.path / "progress.jsonl"
-
-    @property
-    def supervisor_log(self) -> Path:
-        return self.logs / "supervisor.log"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.logs = path / "logs"
+        self.config = path / "config"
+        self.data = path / "data"
+        self.lock = path / "supervisor.lock"
+        self.progress = path / "progress.jsonl"
+        self.supervisor_log = self.logs / "supervisor.log"
 
     def log(self, server: str) -> Path:
         return self.logs / f"{server}.log"
@@ -170,47 +143,43 @@ class Home:
         """Return a name that no other home has, not even one created later at the same path."""
         path = self.path / "id"
         if not path.is_file() or not path.read_text("utf-8").strip():
-            _write_atomically(path, uuid.uuid4().hex)
+            _write_atomically(path, uuid.uuid4().hex.encode())
         return path.read_text("utf-8").strip()
 
     def addresses(self) -> Addresses | None:
-        content = _read_json(self.path / "addresses.json")
-        return None if content is None else Addresses(**content)
+        return self._read(_ADDRESSES, "addresses")
 
     def write_addresses(self, addresses: Addresses) -> None:
-        _write_json(self.path / "addresses.json", asdict(addresses))
+        self._write(_ADDRESSES, "addresses", addresses)
 
     def forget_addresses(self) -> None:
         (self.path / "addresses.json").unlink(missing_ok=True)
 
     def ports(self) -> dict[str, int]:
-        return dict(_read_json(self.path / "ports.json") or {})
+        return self._read(_PORTS, "ports") or {}
 
-    def write_ports(self, ports: Mapping[str, int]) -> None:
-        _write_json(self.path / "ports.json", dict(ports))
+    def write_ports(self, ports: dict[str, int]) -> None:
+        self._write(_PORTS, "ports", ports)
 
     def state(self) -> StackState | None:
-        content = _read_json(self.path / "state.json")
-        return None if content is None else _STATE.validate_python(content)
+        return self._read(_STATE, "state")
 
     def write_state(self, state: StackState) -> None:
-        _write_json(self.path / "state.json", asdict(state))
+        self._write(_STATE, "state", state)
+
+    def _read(self, kind: TypeAdapter[Content], name: str) -> Content | None:
+        """Return the content, or None where there is no such file, or not of this kind: its writer was killed."""
+        try:
+            return kind.validate_json((self.path / f"{name}.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+    def _write(self, kind: TypeAdapter[Content], name: str, content: Content) -> None:
+        _write_atomically(self.path / f"{name}.json", kind.dump_json(content, indent=1) + b"\n")
 
 
-def _read_json(path: Path) -> Any | None:
-    """Return the content, or None where there is no such file or a killed writer left no JSON in it."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_atomically(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, "utf-8")
+    partial.write_bytes(content)
     partial.replace(path)

@@ -3,9 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 # In the environment of every process that belongs to a home.
 SERVER_MARK = "LIVEVEC_SERVER_OF"
@@ -21,60 +24,37 @@ class ProcessId:
 
     @property
     def alive(self) -> bool:
-        entry = _stat(self.pid)
-        return entry is not None and entry.start_ticks == self.start_ticks and entry.state not in "ZX"
+        return identify(self.pid) == self
 
     def send(self, sig: int) -> bool:
         """Send a signal; return False where the process is gone already."""
-        if not self.alive:
-            return False
-        try:
-            os.kill(self.pid, sig)
-        except ProcessLookupError:
-            return False
-        return True
-
-
-@dataclass(frozen=True)
-class _Stat:
-    state: str
-    parent: int
-    session: int
-    start_ticks: int
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        content = Path(f"/proc/{pid}/stat").read_text("latin-1")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The command's name may hold spaces and brackets: what follows the last bracket is fixed.
-    fields = content[content.rindex(")") + 2 :].split()
-    return _Stat(state=fields[0], parent=int(fields[1]), session=int(fields[3]), start_ticks=int(fields[19]))
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+        if self.alive:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
+                return True
+        return False
 
 
 def identify(pid: int) -> ProcessId | None:
     """Return who a pid is, or None where there is no such process, or only its unread exit status."""
-    entry = _stat(pid)
-    return None if entry is None or entry.state in "ZX" else ProcessId(pid, entry.start_ticks)
+    try:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        # Since boot: the time of day at which it started changes with the clock.
+        return ProcessId(pid, round((process.create_time() - psutil.boot_time()) * 100))
+    except psutil.NoSuchProcess:
+        return None
 
 
 def marked(mark: str, home: Path) -> list[ProcessId]:
     """Return the other processes that carry `mark` for the stack in `home`, whoever their parent is now."""
-    entry = f"{mark}={home}".encode()
     processes = []
-    for pid in _pids():
-        identity = identify(pid) if pid != os.getpid() else None
-        try:
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue
-        if identity is not None and entry in environ.split(b"\0"):
-            processes.append(identity)
+    for process in psutil.process_iter():
+        identity = identify(process.pid) if process.pid != os.getpid() else None
+        with suppress(psutil.Error):
+            if identity is not None and process.environ().get(mark) == str(home):
+                processes.append(identity)
     return processes
 
 
@@ -83,13 +63,12 @@ def orphans(known: Iterable[int]) -> list[int]:
 
     A server and all it starts run in sessions of their own; a child in our session is a tool that we wait for.
     """
-    ours, session = os.getpid(), os.getsid(0)
     known = set(known)
     pids = []
-    for pid in _pids():
-        entry = _stat(pid)
-        if entry is not None and entry.parent == ours and entry.session != session and pid not in known:
-            pids.append(pid)
+    for child in psutil.Process().children():
+        with suppress(ProcessLookupError):
+            if child.pid not in known and os.getsid(child.pid) != os.getsid(0):
+                pids.append(child.pid)
     return pids
 
 

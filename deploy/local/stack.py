@@ -130,22 +130,14 @@ class Stack:
         )
 
     def addresses(self) -> Addresses:
-        """Return the addresses of the running stack.
-
-        Raises:
-            StackError: no stack is up in this home.
-        """
+        """Return the addresses of the running stack, or raise StackError where none is up in this home."""
         addresses = self._home.addresses()
         if addresses is None or self._running() is None:
             raise StackError(f"no stack is up in {self._home.path}; start it with `livevec up`")
         return addresses
 
     def pid(self, name: str) -> int:
-        """Return the pid of a server.
-
-        Raises:
-            StackError: the server has no process now.
-        """
+        """Return the pid of a server, or raise StackError where it has no process now."""
         return self._process(name).pid
 
     def kill(self, name: str, sig: int = SIGKILL) -> None:

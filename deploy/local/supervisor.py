@@ -13,8 +13,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -23,11 +24,10 @@ from pydantic import TypeAdapter
 
 from daemon.errors import StackError
 from deploy.local import ports
-from deploy.local.artifacts import Artifacts
 from deploy.local.home import Addresses, Home, StackState, StepProgress
 from deploy.local.process import SERVER_MARK, end, identify, marked, orphans
 from deploy.local.servers import SERVERS
-from deploy.local.servers.base import Site
+from deploy.local.servers.base import Artifacts, Site
 from deploy.local.watch import ServerWatch
 
 EXIT_HOME_TAKEN = 3
@@ -77,7 +77,7 @@ class Supervisor:
         except StackError as error:
             self._phase, self._message = "failed", str(error)
             summary = self._message.partition("\n")[0]
-            self._report(StepProgress("stack", summary, finished=True, failed=True))
+            self._report(StepProgress("stack", summary, end=True, failed=True))
         except BaseException as error:
             self._phase = "failed"
             self._message = f"the supervisor broke ({error!r}); see {self._home.supervisor_log}"
@@ -94,7 +94,9 @@ class Supervisor:
         started_s = time.monotonic()
         self._home.forget_addresses()
         await asyncio.to_thread(recover, self._home)
-        site = self._site()
+        chosen = ports.choose(self._spec.fixed_ports, self._home.ports())
+        self._home.write_ports(chosen)
+        site = Site(self._home, chosen, self._spec.artifacts)
         self._watches = {
             name: ServerWatch(SERVERS[name](site), self._report, self._save) for name in self._spec.servers
         }
@@ -109,11 +111,6 @@ class Supervisor:
             for task in ended:
                 task.result()
 
-    def _site(self) -> Site:
-        chosen = ports.choose(self._spec.fixed_ports, self._home.ports())
-        self._home.write_ports(chosen)
-        return Site(home=self._home, ports=chosen, **vars(self._spec.artifacts))
-
     async def _start_all(self, started_s: float, site: Site) -> None:
         stop = asyncio.create_task(self._stop.wait())
         starts = [asyncio.create_task(self._start(watch)) for watch in self._watches.values()]
@@ -124,7 +121,7 @@ class Supervisor:
                 await everything
                 seconds = time.monotonic() - started_s
                 # Before the state: whoever sees that the stack is ready then finds all news in the file.
-                self._report(StepProgress("stack", "ready", None, None, seconds, finished=True))
+                self._report(StepProgress("stack", "ready", None, None, seconds, end=True))
                 self._home.write_addresses(Addresses.of(site.ports))
                 self._phase = "ready"
                 self._save()
@@ -147,8 +144,7 @@ class Supervisor:
         for group in (first, [watch for watch in watches if watch not in first]):
             await asyncio.gather(*(watch.stop() for watch in group))
         while pids := orphans(()):
-            for pid in pids:
-                reap(pid)
+            reap(pids)
             await asyncio.sleep(0.02)
 
     def _install_stops(self) -> None:
@@ -171,8 +167,7 @@ class Supervisor:
             watches = self._watches.values()
             # A child that its watch does not know yet would be taken for an orphan.
             if not any(watch.spawning for watch in watches):
-                for pid in orphans(watch.pid for watch in watches if watch.pid is not None):
-                    reap(pid)
+                reap(orphans(watch.pid for watch in watches if watch.pid is not None))
             if not self._holds_home():
                 # The folder was deleted: nobody could stop this process any more.
                 self._stop.set()
@@ -196,13 +191,12 @@ class Supervisor:
             return False
 
 
-def reap(pid: int) -> None:
-    """End an adopted process and read its exit status."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, os.WNOHANG)
-    except (ProcessLookupError, ChildProcessError):
-        pass
+def reap(pids: Iterable[int]) -> None:
+    """End adopted processes and read their exit status."""
+    for pid in pids:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, os.WNOHANG)
 
 
 def recover(home: Home) -> None:

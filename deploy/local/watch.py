@@ -50,12 +50,7 @@ class StartLimit:
 
 
 class ServerWatch:
-    """Owns the process of one server, in the supervisor's event loop.
-
-    Args:
-        report: is given the news of each step.
-        on_change: is called when `status()` has changed.
-    """
+    """Owns the process of one server, in the supervisor's event loop; calls `on_change` when its status changed."""
 
     def __init__(self, server: Server, report: OnProgress, on_change: Callable[[], None]) -> None:
         self.server = server
@@ -93,7 +88,8 @@ class ServerWatch:
         Raises:
             StackError: it ended or did not work in time; names its log and shows the last lines.
         """
-        self._rotate_log()
+        if self._log.exists():
+            self._log.replace(self._log.with_suffix(".log.1"))
         await self._launch("start")
         self.keeper = asyncio.create_task(self._keep())
 
@@ -105,7 +101,7 @@ class ServerWatch:
         await self._end(self._command.stop_signal if self._command else signal.SIGTERM)
         self._become("stopped")
         seconds = time.monotonic() - started_s
-        self._report(StepProgress(f"stop {self.server.name}", "", seconds=seconds, finished=True))
+        self._report(StepProgress(f"stop {self.server.name}", "", seconds=seconds, end=True))
 
     async def _launch(self, step: str) -> None:
         started_s = time.monotonic()
@@ -132,7 +128,7 @@ class ServerWatch:
         self._become("running")
         seconds = time.monotonic() - started_s
         self._report(
-            StepProgress(f"{step} {self.server.name}", self.server.address, seconds=seconds, finished=True)
+            StepProgress(f"{step} {self.server.name}", self.server.address, seconds=seconds, end=True)
         )
 
     async def _spawn(self, command: Command) -> Process:
@@ -173,7 +169,10 @@ class ServerWatch:
             while self._deaths and self._deaths[0] < now - DEATHS_WINDOW_S:
                 self._deaths.popleft()
             if len(self._deaths) >= DEATHS_MAX:
-                await self._give_up(ending)
+                self._become("failed")
+                times = f"{DEATHS_MAX} times within {DEATHS_WINDOW_S:.0f} s"
+                message = f"{ending}, {times}: given up; see {self._log}"
+                self._report(StepProgress(self.server.name, message, end=True, failed=True))
                 return
             self._restarts += 1
             self._become("restarting")
@@ -198,11 +197,6 @@ class ServerWatch:
         self._identity = None
         return f"{self.server.name} ended with {_ending(self._process.returncode)}"
 
-    async def _give_up(self, ending: str) -> None:
-        self._become("failed")
-        message = f"{ending}, {DEATHS_MAX} times within {DEATHS_WINDOW_S:.0f} s: given up; see {self._log}"
-        self._report(StepProgress(self.server.name, message, finished=True, failed=True))
-
     async def _end(self, sig: int) -> None:
         process = self._process
         if process is None:
@@ -223,10 +217,6 @@ class ServerWatch:
     def _failure(self, what: str) -> StackError:
         lines = tail(self._log, offset=self._log_offset) or "(it wrote nothing)"
         return StackError(f"{self.server.name} {what}; its log {self._log} ends with:\n{lines}")
-
-    def _rotate_log(self) -> None:
-        if self._log.exists():
-            self._log.replace(self._log.with_suffix(".log.1"))
 
 
 def _ending(status: int | None) -> str:

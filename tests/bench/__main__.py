@@ -7,11 +7,11 @@ import typer
 
 from daemon.bench.throughput import measure_copy
 from daemon.cli import context as given
-from daemon.cli.app import main
+from daemon.cli.app import ConfigPath, main
 from daemon.cli.bench.command import TOKENS, Tokens
 from daemon.cli.bench.steps import load_rows, prepared, progress
 from daemon.cli.console import Steps, print_json
-from daemon.cli.context import ConfigPath, Invocation, Json
+from daemon.cli.context import Json
 from tests.bench import mixed_run, plots, tables
 from tests.bench.lag import fill, lag_report, second_record, watch
 from tests.bench.policies import (
@@ -49,7 +49,7 @@ Plot = Annotated[
 
 @app.callback()
 def start(context: typer.Context, config: ConfigPath = None) -> None:
-    context.obj = Invocation(config)
+    context.obj = config
 
 
 @app.command()

@@ -1,23 +1,22 @@
 """What the measurements share on a running stack: a daemon that can be looked into, and the count of lost changes."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.bench.process import read_proc
 from daemon.cli.bench.steps import Bench, Livevec, livevec_running
 from daemon.cli.console import Steps
 from daemon.core.change import Outcome
+from daemon.errors import LivevecError
 from daemon.settings import Config
 from tests.bench.stored import differences, stored_texts
 
 SENTENCES = 20_000
 """Different texts for a measurement that makes its own rows of them."""
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SETTLE_TIMEOUT_S = 15.0
 _SETTLE_POLL_S = 0.5
 
@@ -60,12 +59,10 @@ def rss_mb(pid: int) -> float:
     Raises:
         LivevecError: there is no such process.
     """
-    return parse_statm(read_proc(pid, "statm"))
-
-
-def parse_statm(content: str) -> float:
-    """Return its second field, which is in pages, in millions of bytes."""
-    return round(int(content.split()[1]) * _PAGE_BYTES / 1e6, 1)
+    try:
+        return round(psutil.Process(pid).memory_info().rss / 1e6, 1)
+    except psutil.NoSuchProcess as error:
+        raise LivevecError(f"process {pid} has ended") from error
 
 
 def lost(config: Config, livevec: Livevec) -> int:

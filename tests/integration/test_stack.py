@@ -402,7 +402,7 @@ class TestSmallStacks:
         with throwaway_home() as home:
             news: list[StepProgress] = []
             Stack(home, servers=["redis", "postgres"]).up(news.append, detach=True)
-            took = {entry.step: entry.seconds for entry in news if entry.finished}
+            took = {entry.step: entry.seconds for entry in news if entry.end}
             assert took.keys() >= {"start redis", "start postgres", "stack"}
             assert all(seconds is not None and seconds > 0 for seconds in took.values())
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from deploy.local.home import Home
-from deploy.local.servers.base import Command, Site, launch_line
+from deploy.local.servers.base import Artifacts, Command, Site, launch_line
 from deploy.local.servers.postgres import Postgres
 from tests.support.ports import free_port
 from tests.support.stack_fixture import throwaway_home
@@ -26,7 +26,7 @@ class PostgresCluster:
         self._home = Home(home)
         self._home.create()
         self.port = free_port()
-        site = Site(self._home, {"postgres": self.port}, nowhere, nowhere, nowhere, nowhere)
+        site = Site(self._home, {"postgres": self.port}, Artifacts(nowhere, nowhere, nowhere, nowhere))
         self._server = Postgres(site)
         self._process: subprocess.Popen[bytes] | None = None
         self._server.prepare()

@@ -36,20 +36,20 @@ class ProxiedKafka:
 @contextmanager
 def proxied_kafka(folder: Path) -> Iterator[ProxiedKafka]:
     direct, behind, controller = free_ports(3)
-    jars = ensure(default_cache(), silent, triton=False).kafka_jars
+    artifacts = ensure(default_cache(), silent, triton=False)
     with tcp_proxy(f"127.0.0.1:{behind}") as proxy:
         properties = folder / "server.properties"
         properties.write_text(_properties(folder / "kafka", direct, behind, controller, proxy.port))
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         arguments = ("format", f"--cluster-id={cluster}", "-c", str(properties))
         subprocess.run(
-            java.command_line(jars, "kafka.tools.StorageTool", *arguments, heap_mb_max=256),
+            java.command_line(artifacts, "kafka.tools.StorageTool", *arguments, heap_mb_max=256),
             check=True,
             capture_output=True,
         )
         with (folder / "kafka.log").open("wb") as log:
             broker = subprocess.Popen(
-                java.command_line(jars, "kafka.Kafka", str(properties), heap_mb_max=256),
+                java.command_line(artifacts, "kafka.Kafka", str(properties), heap_mb_max=256),
                 stdout=log,
                 stderr=log,
             )

@@ -1,8 +1,11 @@
 """The arithmetic of measurements of many changes at once, and how their end is waited for."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from daemon.bench.ceiling import TEXTS_PER_REQUEST, requests_of
 from daemon.bench.latency import Latency
 from daemon.bench.load import LoadRow, LoadTable
-from daemon.bench.process import cpu_s, parse_stat
+from daemon.bench.process import cpu_s
 from daemon.bench.report import throughput_report
 from daemon.bench.throughput import Bulk, measure_copy, pause_s, wait_for
 from daemon.errors import LivevecError
@@ -115,9 +118,16 @@ def test_speed_on_one_core_is_what_the_cpu_time_allows() -> None:
     assert skip_report(Bulk(10, 0.5, 0.0), 1.0).changes_per_s_per_core == 0
 
 
-def test_cpu_time_of_a_process_whose_name_has_spaces_and_brackets() -> None:
-    fields = " ".join(str(number) for number in range(4, 53))
-    assert parse_stat(f"17 (a) b) S {fields}") == 14 + 15
+def test_cpu_time_of_a_process_whose_name_has_spaces_and_brackets(tmp_path: Path) -> None:
+    command = tmp_path / "a) b"
+    command.symlink_to(sys.executable)
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); time.sleep(60)"
+    with subprocess.Popen([command, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert "(a) b)" in Path(f"/proc/{process.pid}/stat").read_text()
+        assert cpu_s(process.pid) >= 0.25
+        process.kill()
 
 
 def test_cpu_time_is_that_of_the_process() -> None:

@@ -1,14 +1,17 @@
 """The load and the arithmetic of soak and lag."""
 
+import os
 from collections import Counter
 from itertools import islice
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.errors import LivevecError
 from tests.bench.lag import LagSample, RecordedChange, changes, lag_report
-from tests.bench.running import parse_statm
+from tests.bench.running import rss_mb
 from tests.bench.soak import WINDOWS_MAX, SoakRun, SoakWindow, random_statements, soak_report, window_s
 
 
@@ -65,5 +68,10 @@ def test_lag_reports_the_most_memory_that_was_seen() -> None:
     assert (report.seconds, report.done) == (1.0, 700)
 
 
-def test_resident_memory_is_the_second_field_in_pages() -> None:
-    assert parse_statm("300000 25000 9000 1 0 80000 0\n") == 102.4
+def test_resident_memory_is_that_of_the_process() -> None:
+    before_mb = rss_mb(os.getpid())
+    held = bytearray(b"x") * 100_000_000
+    assert 90 < rss_mb(os.getpid()) - before_mb < 110
+    assert len(held) == 100_000_000
+    with pytest.raises(LivevecError, match="has ended"):
+        rss_mb(2**22 + 1)

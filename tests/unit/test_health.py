@@ -32,7 +32,7 @@ def test_the_status_is_answered_while_a_part_is_seen_for_the_first_time() -> Non
     health.up("kafka")
     server = TelemetryServer("127.0.0.1:0", Metrics(), health)
     try:
-        status, _, body = server._status("")
+        status, _, body = server._answer("/status.json", "")
     finally:
         server._server.server_close()
     assert status == "200 OK"

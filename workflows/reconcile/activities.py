@@ -14,13 +14,7 @@ from daemon.verify.pace import Interruption
 from daemon.verify.sides import Sides
 from workflows.interruption import begun, heartbeating, interruptible
 from workflows.progress import Beat
-from workflows.reconcile.contract import (
-    Conclusion,
-    KeysOrder,
-    RangeOrder,
-    ReconcilePlan,
-    Subject,
-)
+from workflows.reconcile.contract import Conclusion, KeysOrder, RangeOrder, ReconcilePlan, Subject
 from workflows.resources import Resources
 
 log = structlog.get_logger(__name__)

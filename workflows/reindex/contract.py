@@ -37,7 +37,7 @@ class Changes(Contract):
 
 
 class PlanOrder(Contract):
-    """`force`: also where the new version would not differ."""
+    """What a reindex is asked for; `force`: also where the new version would not differ."""
 
     pipeline: str
     changes: Changes
@@ -72,7 +72,7 @@ class VersionOf(Contract):
 
 
 class Registering(Contract):
-    """`wanted`: see ReindexPlan."""
+    """Register a version; `wanted`: see ReindexPlan."""
 
     pipeline: str
     wanted: IndexVersion

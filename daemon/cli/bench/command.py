@@ -1,19 +1,30 @@
 """`livevec bench`: measurements on a running stack."""
 
-from typing import TYPE_CHECKING, Annotated
+from contextlib import ExitStack
+from typing import Annotated
 
 import typer
 
+from daemon.bench import ceiling
+from daemon.bench.latency import MeasuredSystem, measure, warm_up_rows
+from daemon.bench.report import (
+    LatencyReport,
+    LatencyReports,
+    ThroughputReport,
+    latency_report,
+    throughput_report,
+)
+from daemon.bench.throughput import measure_copy
+from daemon.cli import console
 from daemon.cli import context as given
+from daemon.cli.bench.setting import FLOOR, NAME
+from daemon.cli.bench.steps import floor_running, livevec_running, load_rows, prepared, progress
 from daemon.cli.context import Json
-
-if TYPE_CHECKING:
-    from daemon.bench.report import LatencyReport, ThroughputReport
 
 TOKENS = 14
 Tokens = Annotated[int, typer.Option(min=3, max=500, help="Tokens of a text, about.")]
 
-app = typer.Typer(help="Measure on a running stack.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
@@ -49,17 +60,16 @@ def latency(
     all of it at the end. Let nothing else use the stack meanwhile. Several rates: --json prints {"rates": [..]}.
     In a checkout, `python -m tests.bench plot` draws what --json printed.
     """
-    from daemon.bench.latency import measure
-    from daemon.bench.report import LatencyReports, latency_report
-    from daemon.cli import console
-    from daemon.cli.bench.steps import load_rows, progress, running
-
     config = given.resolved(context)
     rates = rate or [100.0]
     reports = []
     with console.Steps() as steps:
         load = load_rows(steps, tokens, rows * len(rates))
-        with running(config, steps, floor=floor) as systems:
+        names = (NAME, FLOOR) if floor else (NAME,)
+        with prepared(config, steps, names) as bench, ExitStack() as started:
+            systems: list[MeasuredSystem] = [started.enter_context(livevec_running(bench, steps))]
+            if floor:
+                systems.append(started.enter_context(floor_running(bench, steps)))
             for number, rows_per_s in enumerate(rates):
                 counted = measure(systems, load[number * rows :][:rows], rows_per_s, progress(steps))
                 reports.append(latency_report(rows_per_s, rows, counted["livevec"], counted.get("floor")))
@@ -82,14 +92,6 @@ def throughput(
 
     They run one after another, each with the machine to itself. Makes and removes what `bench latency` does.
     """
-    from daemon.bench import ceiling
-    from daemon.bench.latency import warm_up_rows
-    from daemon.bench.report import throughput_report
-    from daemon.bench.throughput import measure_copy
-    from daemon.cli import console
-    from daemon.cli.bench.setting import FLOOR, NAME
-    from daemon.cli.bench.steps import floor_running, livevec_running, load_rows, prepared, progress
-
     config = given.resolved(context)
     warm_up = warm_up_rows(rows)
     with console.Steps() as steps:
@@ -113,9 +115,7 @@ def throughput(
         _show_throughput(report)
 
 
-def _show_latency(report: "LatencyReport") -> None:
-    from daemon.cli import console
-
+def _show_latency(report: LatencyReport) -> None:
     title = f"commit to searchable, {report.livevec_ms.count:,} rows at {report.rate:g}/s, ms"
     table = console.table("", "p50", "p95", "p99", "max")
     for name, part in (("livevec", report.livevec_ms), ("floor", report.floor_ms)):
@@ -128,9 +128,7 @@ def _show_latency(report: "LatencyReport") -> None:
     console.out.print(console.titled(title, table))
 
 
-def _show_throughput(report: "ThroughputReport") -> None:
-    from daemon.cli import console
-
+def _show_throughput(report: ThroughputReport) -> None:
     title = f"one COPY of {report.rows:,} rows of about {report.tokens} tokens"
     table = console.table("", "texts/s", "livevec is")
     table.add_row("livevec", f"{report.texts_per_s:,.0f}", "")

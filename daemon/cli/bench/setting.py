@@ -50,7 +50,7 @@ class Setting:
                 "kafka": config.kafka.model_copy(update={"group_id": NAME}),
                 "telemetry": config.telemetry.model_copy(update={"log_format": "json"}),
                 "sources": (source,),
-                "pipelines": pipelines[:1],
+                "pipelines": pipelines,
             }
         )
         return cls(own, source, pipelines)

@@ -1,25 +1,24 @@
 """What a measurement needs beside a running stack: tables, a connector, a daemon of its own; removed at its end."""
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 
-from daemon.bench.floor import FloorSettings
-from daemon.bench.latency import Latency, MeasuredSystem, OnProgress
+from daemon.bench.latency import Latency, OnProgress
 from daemon.bench.load import LoadRow, LoadTable, rows_of
 from daemon.bench.percentiles import STAGES
 from daemon.bench.process import cpu_s
 from daemon.cli.bench.removal import remove
-from daemon.cli.bench.setting import FLOOR, NAME, Setting, write_config
+from daemon.cli.bench.setting import NAME, Setting, write_config
 from daemon.cli.child import ChildProcess, DaemonChild
 from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
+from daemon.cli.daemon_http import Follower
 from daemon.cli.stack import reporter
 from daemon.config import default_home
 from daemon.settings import Config
@@ -38,18 +37,13 @@ class Livevec:
         self.pipeline = pipeline
         self.table = table
         self.child = child
-        self._follower = child.http.follow(0, _SAMPLES_HELD)
+        self._follower = Follower(child.http, 0, _SAMPLES_HELD)
 
     def arrived(self) -> Sequence[Latency]:
         self.child.check()
         return [
-            Latency(
-                sample["id"],
-                sample["total"],
-                {stage: sample[stage] for stage in STAGES},
-                sample["committed_at"],
-            )
-            for sample in self._follower.fetch()
+            Latency(row["id"], row["total"], {stage: row[stage] for stage in STAGES}, row["committed_at"])
+            for row in self._follower.fetch()
         ]
 
     def acknowledged(self) -> int:
@@ -117,19 +111,20 @@ def prepared(config: Config, steps: Steps, names: Sequence[str] = (NAME,)) -> It
         LivevecError: something did not start.
     """
     setting = Setting.of(config, names)
-    dsn = setting.source.dsn.get_secret_value()
-    with ExitStack() as cleanup:
-        connection = cleanup.enter_context(psycopg.connect(dsn, autocommit=True))
-        folder = Path(tempfile.mkdtemp(prefix="livevec-bench-"))
-        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    with (
+        psycopg.connect(setting.source.dsn.get_secret_value(), autocommit=True) as connection,
+        TemporaryDirectory(prefix="livevec-bench-", ignore_cleanup_errors=True) as folder,
+    ):
         tables = tuple(LoadTable(connection, pipeline.table) for pipeline in setting.pipelines)
         with steps.step("clean up"):
             remove(config, connection, names)
-        cleanup.callback(remove, config, connection, names)
-        for table in tables:
-            table.create()
-        apply_source(setting.config, setting.source, setting.pipelines, steps)
-        yield Bench(setting, tables, folder)
+        try:
+            for table in tables:
+                table.create()
+            apply_source(setting.config, setting.source, steps)
+            yield Bench(setting, tables, Path(folder))
+        finally:
+            remove(config, connection, names)
 
 
 @contextmanager
@@ -144,9 +139,8 @@ def livevec_running(bench: Bench, steps: Steps, config: Config | None = None) ->
     path = bench.folder / "daemon.toml"
     write_config(path, config)
     log = default_home() / "logs" / "bench.log"
-    with ExitStack() as cleanup:
+    with DaemonChild(path, log, config.telemetry.address) as child:
         with steps.step("start the daemon"):
-            child = cleanup.enter_context(DaemonChild(path, log, config.telemetry.address))
             child.wait_ready()
         yield Livevec(pipeline.name, bench.tables[bench.setting.pipelines.index(pipeline)], child)
 
@@ -154,48 +148,11 @@ def livevec_running(bench: Bench, steps: Steps, config: Config | None = None) ->
 @contextmanager
 def floor_running(bench: Bench, steps: Steps) -> Iterator[Floor]:
     """The barest loop, running on the second table."""
-    samples, path = bench.folder / "floor.samples", bench.folder / "floor.json"
-    path.touch(mode=0o600)
-    path.write_text(_floor_settings(bench.setting, samples).to_json(), "utf-8")
-    command = [sys.executable, "-m", "daemon.bench.floor", str(path)]
+    samples, path = bench.folder / "floor.samples", bench.folder / "floor.toml"
+    write_config(path, bench.setting.daemon(bench.setting.pipelines[1]))
+    command = [sys.executable, "-m", "daemon.bench.floor", str(path), str(samples)]
     log = default_home() / "logs" / "bench-floor.log"
-    with ExitStack() as cleanup:
+    with ChildProcess(command, log, "the floor") as child:
         with steps.step("start the floor"):
-            child = cleanup.enter_context(ChildProcess(command, log, "the floor"))
             child.wait_until(samples.exists, "did not start")
         yield Floor(bench.tables[1], child, samples)
-
-
-@contextmanager
-def running(config: Config, steps: Steps, *, floor: bool) -> Iterator[list[MeasuredSystem]]:
-    """The systems to measure side by side, set up and ready.
-
-    Raises:
-        LivevecError: something did not start.
-    """
-    names = (NAME, FLOOR) if floor else (NAME,)
-    with prepared(config, steps, names) as bench, ExitStack() as cleanup:
-        systems: list[MeasuredSystem] = [cleanup.enter_context(livevec_running(bench, steps))]
-        if floor:
-            systems.append(cleanup.enter_context(floor_running(bench, steps)))
-        yield systems
-
-
-def _floor_settings(setting: Setting, samples: Path) -> FloorSettings:
-    config, pipeline = setting.config, setting.pipelines[1]
-    return FloorSettings(
-        bootstrap_servers=config.kafka.bootstrap_servers,
-        kafka_client=dict(config.kafka.client),
-        group=FLOOR,
-        topic=config.topic(pipeline),
-        partitions=setting.source.topic_partitions,
-        triton=config.embedding.url,
-        model=config.embedding.model,
-        dimension=config.embedding.dimension,
-        redis_url=config.redis.url.get_secret_value(),
-        index=FLOOR,
-        prefix=f"{FLOOR}:",
-        m=pipeline.index.m,
-        ef_construction=pipeline.index.ef_construction,
-        samples=str(samples),
-    )

@@ -3,33 +3,38 @@
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
+from rich.console import Group
+from rich.live import Live
 
+from daemon.bench.percentiles import STAGES, percentiles_ms
+from daemon.cli import console
 from daemon.cli import context as given
+from daemon.cli.child import DaemonChild
+from daemon.cli.connector import apply_source
+from daemon.cli.console import Steps
 from daemon.cli.context import Json
+from daemon.cli.daemon_http import DaemonHttp, Follower
+from daemon.cli.demo.steps import Catalog, Editor, FoundAgain, catalog_of, documents, find_a_fresh_text
+from daemon.cli.stack import is_up, reporter
+from daemon.config import default_home, load, resolve_local
+from daemon.errors import LivevecError
+from daemon.settings import PostgresSource
+from deploy.local.artifacts import default_cache
+from deploy.local.corpus import texts
+from deploy.local.home import Addresses
+from deploy.local.stack import Stack
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from types import FrameType
-
-    from rich.console import Group
-
-    from daemon.cli.console import Steps
-    from daemon.cli.demo.steps import FoundAgain
-    from deploy.local.home import Addresses
-
-ROWS = 10_000
-RATE = 20.0
-WATCH_S = 15.0
-_INDEX_TIMEOUT_S = 900.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_INDEX_TIMEOUT_S = 900.0
 _REFRESH_S = 0.5
 _SAMPLES_SHOWN = 5_000
 _PLAIN_REFRESH_S = 5.0
@@ -39,34 +44,29 @@ class _Stopped(Exception):
     """A signal asked the demonstration to end."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(demo)
-
-
 def demo(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="End after the search instead of staying up.")] = False,
-    rows: Annotated[int, typer.Option(min=100, max=100_000, help="Rows of the table.")] = ROWS,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Edits a second.")] = RATE,
-    seconds: Annotated[float, typer.Option(min=1, help="Seconds of edits before the search.")] = WATCH_S,
+    rows: Annotated[int, typer.Option(min=100, max=100_000, help="Rows of the table.")] = 10_000,
+    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Edits a second.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of edits before the search.")] = 15.0,
     as_json: Json = False,
 ) -> None:
     """Start the embedded stack, mirror a table of real texts, edit it, and show how fresh the index is.
 
     Stays up until Ctrl-C, which stops every process that it started.
     """
-    from daemon.cli import console
-
     shown = False
     with _stopped_by_signals(), ExitStack() as started:
         try:
-            running = _Demo(context, started, rows, rate)
+            running = Demonstration(context, started, rows, rate)
             result = running.play(seconds)
             shown = True
             if as_json:
                 console.print_json(result)
             if not once:
-                running.stay()
+                console.err.print("edits continue; Ctrl-C stops everything that this command started")
+                running.watch(None)
         except _Stopped:
             console.err.print("stopping")
             if not shown:
@@ -77,16 +77,13 @@ def demo(
                 signal.signal(number, signal.SIG_IGN)
 
 
-class _Demo:
+class Demonstration:
     """One run of the demonstration; what it starts is registered in `started`."""
 
     def __init__(self, context: typer.Context, started: ExitStack, rows: int, rate: float) -> None:
-        from daemon import config
-        from daemon.cli.demo.steps import catalog_of
-
         self._began_s = time.monotonic()
         self._path = _configuration(context)
-        written = config.load(self._path)
+        written = load(self._path)
         self._pipeline, self._source = catalog_of(written)
         self._ports = written.local.ports
         self._started = started
@@ -95,15 +92,14 @@ class _Demo:
 
     def play(self, seconds: float) -> dict[str, Any]:
         """Set up, edit for `seconds`, search; return what --json prints."""
-        from daemon.bench.percentiles import STAGES, percentiles_ms
-        from daemon.cli import console
-
         with console.Steps() as steps:
             table_rows = self._set_up(steps)
-        self._follower = self._http.follow(self._http.status()["samples"], _SAMPLES_SHOWN)
-        self._begin_edits()
+        self._follower = Follower(self._http, self._http.status()["samples"], _SAMPLES_SHOWN)
+        dsn, table = self._addresses.postgres_dsn, self._pipeline.table
+        self._editor = Editor(dsn, table, self._entries, self._rate)
+        self._started.enter_context(self._editor.running())
         edits_began_s = time.monotonic()
-        self._watch(edits_began_s + seconds)
+        self.watch(edits_began_s + seconds)
         took = {**steps.seconds, "edits": round(time.monotonic() - edits_began_s, 3)}
         self._follower.fetch()
         samples = list(self._follower.samples)
@@ -119,23 +115,8 @@ class _Demo:
             "seconds": {**took, "total": round(time.monotonic() - self._began_s, 3)},
         }
 
-    def stay(self) -> None:
-        """Keep editing and showing until a signal."""
-        from daemon.cli import console
-
-        console.err.print("edits continue; Ctrl-C stops everything that this command started")
-        self._watch(None)
-
-    def _set_up(self, steps: "Steps") -> int:
+    def _set_up(self, steps: Steps) -> int:
         """Start servers, table, connector and daemon; return the number of rows once all of them are indexed."""
-        from daemon.cli.connector import apply_source, pipelines_of
-        from daemon.cli.demo.steps import Catalog
-        from daemon.cli.stack import reporter
-        from daemon.config import load, resolve_local
-        from daemon.settings import PostgresSource
-        from deploy.local.artifacts import default_cache
-        from deploy.local.corpus import texts
-
         self._addresses = self._start_stack(steps)
         config = self._config = resolve_local(load(self._path))
         self._entries = texts(default_cache(), reporter(steps))[: self._rows]
@@ -148,16 +129,12 @@ class _Demo:
         steps.news(step, f"{rows:,} rows", end=True)
         source = config.source(self._source.name)
         assert isinstance(source, PostgresSource)
-        apply_source(config, source, pipelines_of(config, source), steps)
+        apply_source(config, source, steps)
         self._start_daemon(steps)
         self._await_index(steps, rows)
         return rows
 
-    def _start_stack(self, steps: "Steps") -> "Addresses":
-        from daemon.cli.stack import is_up, reporter
-        from daemon.config import default_home
-        from deploy.local.stack import Stack
-
+    def _start_stack(self, steps: Steps) -> Addresses:
         stack = Stack(default_home(), self._ports)
         if is_up(stack):
             with steps.step("stack", "was up already"):
@@ -165,11 +142,7 @@ class _Demo:
         self._started.callback(stack.down)
         return stack.up(reporter(steps), detach=False)
 
-    def _start_daemon(self, steps: "Steps") -> None:
-        from daemon.cli.child import DaemonChild
-        from daemon.cli.daemon_http import DaemonHttp
-        from daemon.config import default_home
-
+    def _start_daemon(self, steps: Steps) -> None:
         address = self._config.telemetry.address
         self._child: DaemonChild | None = None
         self._http = DaemonHttp(address)
@@ -182,10 +155,7 @@ class _Demo:
             self._child = self._started.enter_context(DaemonChild(self._path, log, address))
             self._child.wait_ready()
 
-    def _await_index(self, steps: "Steps", rows: int) -> None:
-        from daemon.cli.demo.steps import documents
-        from daemon.errors import LivevecError
-
+    def _await_index(self, steps: Steps, rows: int) -> None:
         step = f"index {self._pipeline.name}"
         ends_at = time.monotonic() + _INDEX_TIMEOUT_S
         while (done := documents(self._addresses.redis_url, self._pipeline.name)) < rows:
@@ -199,19 +169,8 @@ class _Demo:
             time.sleep(_REFRESH_S / 2)
         steps.news(step, f"{done:,} documents", rows, rows, end=True)
 
-    def _begin_edits(self) -> None:
-        from daemon.cli.demo.steps import Editor
-
-        dsn, table = self._addresses.postgres_dsn, self._pipeline.table
-        self._editor = Editor(dsn, table, self._entries, self._rate)
-        self._started.enter_context(self._editor.running())
-
-    def _watch(self, until_s: float | None) -> None:
+    def watch(self, until_s: float | None) -> None:
         """Show live percentiles until that time of the monotonic clock, or, for None, until a signal."""
-        from rich.live import Live
-
-        from daemon.cli import console
-
         terminal = console.err.is_terminal
         pause_s = _REFRESH_S if terminal else _PLAIN_REFRESH_S
         with Live(console=console.err, auto_refresh=False, transient=until_s is None) as live:
@@ -227,10 +186,7 @@ class _Demo:
                 elif until_s is not None:
                     console.err.print(table)
 
-    def _search(self) -> "FoundAgain":
-        from daemon.cli import console
-        from daemon.cli.demo.steps import find_a_fresh_text
-
+    def _search(self) -> FoundAgain:
         row = self._entries[len(self._entries) // 2]
         answer = asyncio.run(find_a_fresh_text(self._config, self._pipeline, self._catalog, row))
         console.err.print()
@@ -245,8 +201,6 @@ class _Demo:
         return answer
 
     def _show_addresses(self) -> None:
-        from daemon.cli import console
-
         addresses = self._addresses
         table = console.table("to look at", "address")
         for name, address in (
@@ -263,11 +217,8 @@ class _Demo:
         console.err.print(table)
 
 
-def _percentile_table(samples: "Collection[dict[str, Any]]", edits: int) -> "Group":
+def _percentile_table(samples: Collection[dict[str, Any]], edits: int) -> Group:
     """Return a table of commit to searchable, and its stages, over the latest edits."""
-    from daemon.bench.percentiles import STAGES, percentiles_ms
-    from daemon.cli import console
-
     title = f"{edits:,} edits; the latest {len(samples):,}"
     table = console.table("ms", "p50", "p95", "p99", "max")
     for name, key in (("commit to searchable", "total"), *((f"  {stage}", stage) for stage in STAGES)):
@@ -289,7 +240,7 @@ def _configuration(context: typer.Context) -> Path:
 def _stopped_by_signals() -> Iterator[None]:
     """Raise _Stopped in the block on SIGINT, SIGTERM or SIGHUP (the terminal was closed)."""
 
-    def stop(number: int, frame: "FrameType | None") -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         raise _Stopped
 
     before = {number: signal.signal(number, stop) for number in _SIGNALS}

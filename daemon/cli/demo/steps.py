@@ -14,7 +14,6 @@ import psycopg
 import redis
 from redis.exceptions import RedisError
 
-from daemon.cli.search import embed_query
 from daemon.embedding.factory import make_embedder
 from daemon.errors import ConfigError, LivevecError
 from daemon.index.connection import connect
@@ -27,8 +26,6 @@ _COLUMNS = "id bigint PRIMARY KEY, title text, body text, category text, price n
 _SEARCH_TIMEOUT_S = 15.0
 _SEARCH_POLL_S = 0.002
 _HITS = 3
-OnCount = Callable[[int, int], None]
-"""(done, total)"""
 
 
 @dataclass(frozen=True)
@@ -105,20 +102,18 @@ class Catalog:
     def close(self) -> None:
         self.connection.close()
 
-    def fill(self, entries: Sequence[CorpusEntry], on_count: OnCount) -> int:
-        """Create the table, COPY the rows that it lacks, and return how many it has."""
+    def fill(self, entries: Sequence[CorpusEntry], on_count: Callable[[int, int], None]) -> int:
+        """Create the table, COPY the rows that it lacks, and return how many it has; `on_count` gets (done, total)."""
         self.connection.execute(f"CREATE TABLE IF NOT EXISTS {self._table} ({_COLUMNS})".encode())
         with self.connection.transaction(), self.connection.cursor() as cursor:
             cursor.execute(f"CREATE TEMP TABLE loading (LIKE {self._table}) ON COMMIT DROP".encode())
             with cursor.copy("COPY loading (id, title, body, category, price) FROM STDIN") as copy:
                 for number, entry in enumerate(entries, 1):
-                    copy.write_row((entry.id, entry.title, entry.body, entry.category, _price(entry.id)))
+                    price = f"{(entry.id * 37 % 9_900 + 100) / 100:.2f}"
+                    copy.write_row((entry.id, entry.title, entry.body, entry.category, price))
                     if number % 1000 == 0 or number == len(entries):
                         on_count(number, len(entries))
             cursor.execute(f"INSERT INTO {self._table} SELECT * FROM loading ON CONFLICT DO NOTHING".encode())
-        return self.count()
-
-    def count(self) -> int:
         row = self.connection.execute(f"SELECT count(*) FROM {self._table}".encode()).fetchone()
         assert row is not None
         return int(row[0])
@@ -152,11 +147,7 @@ class Editor:
             self._catalog.close()
 
     def check(self) -> None:
-        """Check that the edits continue.
-
-        Raises:
-            LivevecError: PostgreSQL refused one.
-        """
+        """Raise LivevecError where PostgreSQL refused an edit."""
         if self._failure is not None:
             raise LivevecError(f"the demo cannot edit its table: {self._failure}; see PostgreSQL's log")
 
@@ -186,28 +177,20 @@ def documents(redis_url: str, pipeline: str) -> int:
 async def find_a_fresh_text(
     config: Config, pipeline: Pipeline, catalog: Catalog, row: CorpusEntry
 ) -> FoundAgain:
-    """Change a row, then search for its new meaning in other words until the row is found.
-
-    Raises:
-        LivevecError: the row was not found in time.
-    """
+    """Change a row, then search for its new meaning in other words until the row is found, or raise LivevecError."""
     surprise = random.choice(SURPRISES)
     body = f"{surprise.body} ({datetime.now(UTC):%H:%M:%S.%f})"
     embedder, client = make_embedder(config.embedding), connect(config.redis)
     try:
         await embedder.start()
-        vector = (await embed_query(embedder, surprise.question))[0]
+        vector = (await embedder.embed([surprise.question], prompt="query"))[0]
         await knn(client, pipeline.name, vector, _HITS, type=pipeline.index.type)
         catalog.edit(row.id, surprise.title, body)
         committed_s = time.perf_counter()
         while time.perf_counter() < committed_s + _SEARCH_TIMEOUT_S:
+            index = pipeline.index
             hits = await knn(
-                client,
-                pipeline.name,
-                vector,
-                _HITS,
-                type=pipeline.index.type,
-                ef_runtime=pipeline.index.ef_runtime,
+                client, pipeline.name, vector, _HITS, type=index.type, ef_runtime=index.ef_runtime
             )
             took_ms = round((time.perf_counter() - committed_s) * 1000, 3)
             if any(hit.text.endswith(body) for hit in hits):
@@ -220,7 +203,3 @@ async def find_a_fresh_text(
         f"row {row.id} was changed, but no search found its new text within {_SEARCH_TIMEOUT_S:g} s; "
         "see `livevec status`"
     )
-
-
-def _price(identifier: int) -> str:
-    return f"{(identifier * 37 % 9_900 + 100) / 100:.2f}"

@@ -1,20 +1,23 @@
 """`livevec reindex`: another version of an index, made beside the one that readers see, and given to them at once."""
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import aclosing
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from daemon.cli import context as given
+from daemon.cli import flows
 from daemon.cli.context import Json
-
-if TYPE_CHECKING:
-    from temporalio.client import Client
-
-    from daemon.index.registry import IndexVersion
-    from daemon.settings import Config, Pipeline
-    from workflows.reindex.contract import Changes
+from daemon.cli.reindex import follow
+from daemon.errors import ConfigError, WorkflowError
+from daemon.index.connection import connect
+from daemon.index.registry import Versions
+from daemon.settings import Config, Pipeline
+from workflows import client as temporal
+from workflows.reindex.contract import Approval, Changes, ReindexOrder, Rollback, workflow_id
+from workflows.reindex.workflow import Reindex
 
 _START = "start"
 
@@ -28,12 +31,7 @@ class _StartsByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
-    cls=_StartsByDefault,
-    no_args_is_help=True,
-    help="Build an index anew with another model, template or HNSW setting, and give it to readers at once: "
-    "`livevec reindex PIPELINE --m 32`, the same as `livevec reindex start PIPELINE --m 32`.",
-)
+app = typer.Typer(cls=_StartsByDefault, no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline.")]
 
 
@@ -70,8 +68,6 @@ def start(
 
     Needs a worker and a running daemon. Readers see nothing of it until it is whole, measured and approved.
     """
-    from workflows.reindex.contract import Changes, ReindexOrder
-
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
     changes = Changes(
@@ -86,8 +82,7 @@ def start(
     if changes == Changes():
         changes = _configured(config, settings)
     if not force:
-        active = asyncio.run(_active(config, settings))
-        _refuse_the_same(settings, active, changes)
+        asyncio.run(_refuse_the_same(config, settings, changes))
     order = ReindexOrder(pipeline=pipeline, changes=changes, auto=auto, force=force, grace_s=grace, rate=rate)
     asyncio.run(_start(config, settings, order, wait, as_json))
 
@@ -100,15 +95,13 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Give the new version to readers; returns when they see it."""
-    from workflows.reindex.contract import Approval
-
-    _tell(context, pipeline, "approve", as_json, Approval(force=force))
+    _update(context, pipeline, "approve", as_json, Approval(force=force))
 
 
 @app.command()
 def reject(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
     """Give the new version up, before readers see it; what there is of it is removed."""
-    _tell(context, pipeline, "reject", as_json)
+    _update(context, pipeline, "reject", as_json)
 
 
 @app.command()
@@ -121,15 +114,13 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Give readers the old version again, in the grace period; the new one is removed."""
-    from workflows.reindex.contract import Rollback
-
-    _tell(context, pipeline, "rollback", as_json, Rollback(force=force))
+    _update(context, pipeline, "rollback", as_json, Rollback(force=force))
 
 
 @app.command()
 def finish(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
     """End the grace period now: the old version is removed."""
-    _tell(context, pipeline, "finish", as_json)
+    _update(context, pipeline, "finish", as_json)
 
 
 @app.command()
@@ -137,16 +128,18 @@ def status(context: typer.Context, pipeline: Name, as_json: Json = False) -> Non
     """Show the versions of an index, and how far a reindex is: its gate, and answers of both side by side."""
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
-    asyncio.run(_status(config, settings, as_json))
+
+    async def work() -> None:
+        await follow.show(config, settings, await temporal.connect(config), as_json)
+
+    asyncio.run(work())
 
 
 # ---- what is asked for
 
 
-def _configured(config: "Config", pipeline: "Pipeline") -> "Changes":
+def _configured(config: Config, pipeline: Pipeline) -> Changes:
     """Return what daemon.toml asks for."""
-    from workflows.reindex.contract import Changes
-
     return Changes(
         model=config.embedding.model,
         dimension=config.embedding.dimension,
@@ -160,20 +153,9 @@ def _configured(config: "Config", pipeline: "Pipeline") -> "Changes":
     )
 
 
-async def _active(config: "Config", pipeline: "Pipeline") -> "IndexVersion":
-    from daemon.index.connection import connect
-    from daemon.index.registry import Versions
-
-    client = connect(config.redis)
-    try:
-        return (await Versions(client, pipeline.name).known()).version()
-    finally:
-        await client.aclose()
-
-
-def _refuse_the_same(pipeline: "Pipeline", active: "IndexVersion", changes: "Changes") -> None:
-    from daemon.errors import ConfigError
-
+async def _refuse_the_same(config: Config, pipeline: Pipeline, changes: Changes) -> None:
+    async with aclosing(connect(config.redis)) as client:
+        active = (await Versions(client, pipeline.name).known()).version()
     if not active.differences(changes.applied(active)):
         raise ConfigError(
             f"the index of {pipeline.name!r} is as it is asked for (version {active.number}): nothing would differ. "
@@ -184,13 +166,7 @@ def _refuse_the_same(pipeline: "Pipeline", active: "IndexVersion", changes: "Cha
 # ---- talking to Temporal
 
 
-async def _start(config: "Config", pipeline: "Pipeline", order: Any, wait: bool, as_json: bool) -> None:
-    from daemon.cli import console
-    from daemon.cli.reindex import follow as reindex_follow
-    from workflows import client as temporal
-    from workflows.reindex.contract import workflow_id
-    from workflows.reindex.workflow import Reindex
-
+async def _start(config: Config, pipeline: Pipeline, order: ReindexOrder, wait: bool, as_json: bool) -> None:
     client = await temporal.connect(config)
     changes = ", ".join(
         f"{name} {value}" for name, value in order.changes.model_dump(exclude_none=True).items()
@@ -209,42 +185,24 @@ async def _start(config: "Config", pipeline: "Pipeline", order: Any, wait: bool,
         ),
     )
     if wait:
-        await reindex_follow.follow(config, pipeline, client, handle, as_json)
-        return
-    address = temporal.ui_address(config, handle.id, handle.first_execution_run_id)
-    if as_json:
-        console.print_json({"workflow_id": handle.id, "run_id": handle.first_execution_run_id, "ui": address})
-        return
-    console.out.print(f"started [bold]{handle.id}[/bold]: {address}", soft_wrap=True)
-    console.out.print(f"see it with `livevec reindex status {pipeline.name}`")
+        await follow.follow(config, pipeline, client, handle, as_json)
+    else:
+        hint = f"see it with `livevec reindex status {pipeline.name}`"
+        flows.print_started(config, handle, hint, as_json)
 
 
-def _tell(context: typer.Context, pipeline: str, update: str, as_json: bool, argument: Any = None) -> None:
+def _update(context: typer.Context, pipeline: str, update: str, as_json: bool, *arguments: Any) -> None:
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
 
     async def work() -> None:
-        from daemon.errors import WorkflowError
-        from workflows import client as temporal
-        from workflows.reindex.contract import workflow_id
-
         client = await temporal.connect(config)
-        arguments = () if argument is None else (argument,)
         try:
             await temporal.update(client.get_workflow_handle(workflow_id(pipeline)), update, *arguments)
         except temporal.NoSuchWorkflow as error:
             raise WorkflowError(
                 f"no reindex of {pipeline!r} runs; `livevec reindex {pipeline}` begins one"
             ) from error
-        await _status(config, settings, as_json, client)
+        await follow.show(config, settings, client, as_json)
 
     asyncio.run(work())
-
-
-async def _status(
-    config: "Config", pipeline: "Pipeline", as_json: bool, client: "Client | None" = None
-) -> None:
-    from daemon.cli.reindex import follow as reindex_follow
-    from workflows.client import connect
-
-    await reindex_follow.show(config, pipeline, client or await connect(config), as_json)

@@ -1,17 +1,34 @@
 """What `livevec reindex` shows: the versions of an index, a gate, answers side by side, lines for daemon.toml."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from dataclasses import asdict
+from itertools import zip_longest
+from typing import Any
 
 import typer
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.service import RPCError
 
-if TYPE_CHECKING:
-    from temporalio.client import Client, WorkflowHandle
-
-    from daemon.cli.console import Steps
-    from daemon.index.registry import IndexVersion, VersionTable
-    from daemon.settings import Config, Pipeline
-    from workflows.reindex.contract import Answers, Gate, ReindexStatus
+from daemon.cli import console, flows
+from daemon.cli.reindex import toml
+from daemon.errors import WorkflowError
+from daemon.index.connection import Client as RedisClient
+from daemon.index.connection import connect, translated
+from daemon.index.layout import Layout
+from daemon.index.registry import Versions, VersionTable
+from daemon.settings import Config, Pipeline
+from workflows.client import progress_now, query, result
+from workflows.reindex.contract import (
+    APPROVAL,
+    BACKFILLING,
+    CHECKING,
+    GRACE,
+    Answers,
+    Gate,
+    ReindexStatus,
+    workflow_id,
+)
 
 _POLL_S = 0.5
 _TEXT_SHOWN = 60
@@ -19,10 +36,10 @@ _ANSWERS_SHOWN = 5
 
 
 async def follow(
-    config: "Config",
-    pipeline: "Pipeline",
-    client: "Client",
-    handle: "WorkflowHandle[Any, Any]",
+    config: Config,
+    pipeline: Pipeline,
+    client: Client,
+    handle: WorkflowHandle[Any, Any],
     as_json: bool,
 ) -> None:
     """Follow it until readers are given the new version, or a person is asked.
@@ -31,14 +48,7 @@ async def follow(
         WorkflowError: it failed; says why.
         typer.Exit: the gate fails.
     """
-    from daemon.cli import console
-    from workflows.client import ui_address
-
-    console.err.print(
-        f"{handle.id}: {ui_address(config, handle.id, handle.first_execution_run_id)}",
-        soft_wrap=True,
-        markup=False,
-    )
+    flows.print_address(config, handle)
     with console.Steps() as steps:
         reached = await _settled(client, handle, steps)
     await show(config, pipeline, client, as_json)
@@ -47,15 +57,9 @@ async def follow(
 
 
 async def _settled(
-    client: "Client", handle: "WorkflowHandle[Any, Any]", steps: "Steps"
-) -> "ReindexStatus | None":
+    client: Client, handle: WorkflowHandle[Any, Any], steps: console.Steps
+) -> ReindexStatus | None:
     """Return the status once there is nothing to wait for; None: it has ended."""
-    from temporalio.client import WorkflowExecutionStatus
-    from temporalio.service import RPCError
-
-    from workflows.client import progress_now, result
-    from workflows.reindex.contract import APPROVAL, BACKFILLING, CHECKING, GRACE
-
     children = {BACKFILLING: "backfill", CHECKING: "check"}
     shown = ""
     while True:
@@ -89,12 +93,8 @@ async def _settled(
         await asyncio.sleep(_POLL_S)
 
 
-async def answered(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None":
+async def answered(handle: WorkflowHandle[Any, Any]) -> ReindexStatus | None:
     """Return the workflow's status; None: no worker answers, or there is none."""
-    from daemon.errors import WorkflowError
-    from workflows.client import query
-    from workflows.reindex.contract import ReindexStatus
-
     try:
         status: ReindexStatus = await query(handle, "status", result_type=ReindexStatus, timeout_s=5.0)
     except WorkflowError:
@@ -102,41 +102,47 @@ async def answered(handle: "WorkflowHandle[Any, Any]") -> "ReindexStatus | None"
     return status
 
 
-async def show(config: "Config", pipeline: "Pipeline", client: "Client", as_json: bool) -> None:
+async def show(config: Config, pipeline: Pipeline, client: Client, as_json: bool) -> None:
     """Show the versions there are, and how far the latest reindex is."""
-    from daemon.cli import console
-    from daemon.cli.reindex import toml as reindex_toml
-    from daemon.index.connection import connect
-    from daemon.index.registry import Versions
-    from workflows.reindex.contract import workflow_id
-
     reached = await answered(client.get_workflow_handle(workflow_id(pipeline.name)))
-    redis = connect(config.redis)
-    try:
+    gate = reached.gate if reached else None
+    async with aclosing(connect(config.redis)) as redis:
         versions = Versions(redis, pipeline.name)
         table = await versions.known()
-        written = {number: sorted(await versions.writers(number)) for number in table.versions}
-        gate = reached.gate if reached else None
-        texts = await _texts(redis, pipeline.name, reached) if gate and not as_json else {}
-    finally:
-        await redis.aclose()
-    active = table.version()
+        contents = [
+            asdict(version)
+            | {
+                "state": _state(table, number),
+                "failure": table.failed.get(number),
+                "written_of": [
+                    f"{topic}/{partition}" for topic, partition in sorted(await versions.writers(number))
+                ],
+            }
+            for number, version in table.versions.items()
+        ]
+        texts = await _texts(redis, pipeline.name, reached) if reached and not as_json else {}
     # Before the swap, what daemon.toml asks for may be what is being made.
     swapped = reached is None or reached.grace_until_s is not None
-    lines = reindex_toml.lines(config, pipeline, active) if swapped else []
+    lines = toml.lines(config, pipeline, table.version()) if swapped else []
     if as_json:
         console.print_json(
             {
                 "pipeline": pipeline.name,
                 "active": table.active,
-                "versions": [_content(table, one, written[one.number]) for one in table.versions.values()],
+                "versions": contents,
                 "reindex": reached.model_dump(mode="json") if reached else None,
                 "gate_failures": list(gate.failures) if gate else None,
                 "daemon_toml": lines,
             }
         )
         return
-    _print_versions(table)
+    names = ("number", "state", "model", "dimension", "m", "ef_construction", "metric", "type", "text")
+    shown = console.table("version", "state", "model", "dimension", "m", "ef", "metric", "type", "text")
+    for content in sorted(contents, key=lambda content: content["number"]):
+        shown.add_row(*(console.plain(content[name]) for name in names))
+    console.out.print(shown)
+    for number, why in table.failed.items():
+        console.out.print(f"version {number} cannot be written: {why}", markup=False, soft_wrap=True)
     if reached is not None:
         _print_reached(reached, texts)
     if lines:
@@ -145,20 +151,7 @@ async def show(config: "Config", pipeline: "Pipeline", client: "Client", as_json
             console.out.print(f"    {line}", markup=False, soft_wrap=True)
 
 
-def _content(
-    table: "VersionTable", version: "IndexVersion", writers: list[tuple[str, int]]
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    state = _state(table, version.number)
-    return asdict(version) | {
-        "state": state,
-        "failure": table.failed.get(version.number),
-        "written_of": [f"{topic}/{partition}" for topic, partition in writers],
-    }
-
-
-def _state(table: "VersionTable", number: int) -> str:
+def _state(table: VersionTable, number: int) -> str:
     if number == table.active:
         return "searched"
     if number in table.failed:
@@ -166,22 +159,7 @@ def _state(table: "VersionTable", number: int) -> str:
     return "retired" if number in table.retired else "beside it"
 
 
-def _print_versions(table: "VersionTable") -> None:
-    from daemon.cli import console
-
-    shown = console.table("version", "state", "model", "dimension", "m", "ef", "metric", "type", "text")
-    for number, one in sorted(table.versions.items()):
-        cells = (one.model, one.dimension, one.m, one.ef_construction, one.metric, one.type, one.text)
-        shown.add_row(str(number), _state(table, number), *map(console.plain, cells))
-    console.out.print(shown)
-    for number, why in table.failed.items():
-        console.out.print(f"version {number} cannot be written: {why}", markup=False, soft_wrap=True)
-
-
-def _print_reached(reached: "ReindexStatus", texts: dict[tuple[int, str], str]) -> None:
-    from daemon.cli import console
-    from workflows.reindex.contract import APPROVAL, GRACE
-
+def _print_reached(reached: ReindexStatus, texts: dict[tuple[int, str], str]) -> None:
     waiting = f", for {', '.join(reached.waiting_for)}" if reached.waiting_for else ""
     console.out.print(
         f"\nlatest reindex: [bold]{reached.phase}[/bold]{waiting} {reached.note}", soft_wrap=True
@@ -201,9 +179,7 @@ def _print_reached(reached: "ReindexStatus", texts: dict[tuple[int, str], str]) 
         )
 
 
-def _print_gate(gate: "Gate") -> None:
-    from daemon.cli import console
-
+def _print_gate(gate: Gate) -> None:
     quality = gate.quality
     console.out.print(f"{console.OK if gate.passed else console.BAD} gate")
     for failure in gate.failures:
@@ -219,11 +195,7 @@ def _print_gate(gate: "Gate") -> None:
         console.out.print(f"    {quality.overlap:.0%} of the answers are those of the old version")
 
 
-def _print_answers(answers: "Answers", reached: "ReindexStatus", texts: dict[tuple[int, str], str]) -> None:
-    from itertools import zip_longest
-
-    from daemon.cli import console
-
+def _print_answers(answers: Answers, reached: ReindexStatus, texts: dict[tuple[int, str], str]) -> None:
     assert reached.old is not None
     assert reached.new is not None
     numbers = (reached.old.number, reached.new.number)
@@ -241,27 +213,19 @@ def _print_answers(answers: "Answers", reached: "ReindexStatus", texts: dict[tup
     console.out.print(table)
 
 
-async def _texts(redis: Any, pipeline: str, reached: "ReindexStatus | None") -> dict[tuple[int, str], str]:
+async def _texts(redis: RedisClient, pipeline: str, reached: ReindexStatus) -> dict[tuple[int, str], str]:
     """Read the texts of the documents that are shown, by version and id; out of Redis, since Temporal holds none."""
-    from daemon.index.connection import translated
-    from daemon.index.layout import Layout
-
-    if reached is None or reached.gate is None or reached.old is None or reached.new is None:
+    if reached.gate is None or reached.old is None or reached.new is None:
         return {}
-    wanted: dict[tuple[int, str], None] = {}
+    places: dict[tuple[int, str], None] = {}
     for answers in reached.gate.quality.answers[:_ANSWERS_SHOWN]:
         for version, hits in ((reached.old, answers.old), (reached.new, answers.new)):
-            wanted |= dict.fromkeys((version.number, one) for one, _ in hits)
-            wanted[version.number, answers.query] = None
-    if not wanted:
-        return {}
+            places |= dict.fromkeys((version.number, identifier) for identifier, _ in hits)
+            places[version.number, answers.query] = None
     pipe = redis.pipeline(transaction=False)
-    for number, identifier in wanted:
+    for number, identifier in places:
         pipe.execute_command("HGET", Layout(pipeline, number).chunk_key(identifier, 0), "text")
     with translated():
         stored = await pipe.execute()
-    texts = {one: text.decode() for one, text in zip(wanted, stored, strict=True) if text is not None}
-    return {
-        one: text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…"
-        for one, text in texts.items()
-    }
+    texts = {place: text.decode() for place, text in zip(places, stored, strict=True) if text is not None}
+    return {place: console.shortened(text, _TEXT_SHOWN) for place, text in texts.items()}

@@ -1,18 +1,14 @@
 """The lines by which daemon.toml asks for the index version that readers see."""
 
 import json
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from daemon.index.registry import IndexVersion
-    from daemon.settings import Config, Pipeline
+from daemon.embedding.embedder import EmbeddingSpace
+from daemon.index.registry import IndexVersion, wanted
+from daemon.settings import Config, Pipeline
 
 
-def lines(config: "Config", pipeline: "Pipeline", version: "IndexVersion") -> list[str]:
+def lines(config: Config, pipeline: Pipeline, version: IndexVersion) -> list[str]:
     """Return the lines to change; none where it asks for it already."""
-    from daemon.embedding.embedder import EmbeddingSpace
-    from daemon.index.registry import wanted
-
     embedding = config.embedding
     space = EmbeddingSpace(embedding.model, embedding.dimension, 0, version.fingerprint)
     differing = set(version.differences(wanted(pipeline, space, version.number)))

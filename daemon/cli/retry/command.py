@@ -1,24 +1,21 @@
 """`livevec retry`: dead letters of a pipeline: try them again now, list, show and drop them."""
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
+from daemon.cli.retry import listing
 from daemon.errors import ConfigError
-
-if TYPE_CHECKING:
-    from daemon.settings import Config
-    from workflows.retry.contract import Round
-
+from daemon.settings import Config
+from workflows.client import connect, ui_address
+from workflows.retry.client import RetryClient
+from workflows.retry.contract import Round, Selection
 
 _FAILED = frozenset({"refused", "gone", "too_old"})
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(retry)
 
 
 def retry(
@@ -51,13 +48,10 @@ def retry(
     config.pipeline(pipeline)
     if sum((list_, show is not None, drop is not None, drop_all)) > 1:
         raise ConfigError("--list, --show, --drop and --drop-all exclude each other")
-    if list_ or show is not None:
-        from daemon.cli.retry import listing as retry_list
-
-        if show is not None:
-            retry_list.show(config, pipeline, show, as_json)
-        else:
-            retry_list.list_(config, pipeline, error, key, as_json)
+    if show is not None:
+        listing.show(config, pipeline, show, as_json)
+    elif list_:
+        listing.list_(config, pipeline, error, key, as_json)
     elif drop is not None or drop_all:
         asyncio.run(_drop(config, pipeline, drop, error, as_json))
     else:
@@ -65,13 +59,8 @@ def retry(
 
 
 async def _try_now(
-    config: "Config", pipeline: str, key: str | None, reason: str | None, wait: bool, as_json: bool
+    config: Config, pipeline: str, key: str | None, reason: str | None, wait: bool, as_json: bool
 ) -> None:
-    from daemon.cli import console
-    from workflows.client import connect, ui_address
-    from workflows.retry.client import RetryClient
-    from workflows.retry.contract import Selection
-
     client = RetryClient(await connect(config), pipeline)
     round_ = await client.try_now(Selection(key, reason))
     address = ui_address(config, client.id)
@@ -89,13 +78,8 @@ async def _try_now(
             )
             steps.news(step, _summary(round_), end=True)
     if as_json:
-        content = {
-            "workflow_id": client.id,
-            "ui": address,
-            "asked": round_.asked,
-            "outcomes": round_.outcomes,
-        }
-        console.print_json(content)
+        counts = {"asked": round_.asked, "outcomes": round_.outcomes}
+        console.print_json({"workflow_id": client.id, "ui": address, **counts})
     elif wait:
         console.out.print(f"{console.BAD if _failed(round_) else console.OK} {pipeline}: {_summary(round_)}")
     else:
@@ -104,12 +88,7 @@ async def _try_now(
         raise typer.Exit(1)
 
 
-async def _drop(config: "Config", pipeline: str, key: str | None, reason: str | None, as_json: bool) -> None:
-    from daemon.cli import console
-    from workflows.client import connect
-    from workflows.retry.client import RetryClient
-    from workflows.retry.contract import Selection
-
+async def _drop(config: Config, pipeline: str, key: str | None, reason: str | None, as_json: bool) -> None:
     client = RetryClient(await connect(config), pipeline)
     dropped = await client.drop(Selection(key, reason))
     if as_json:
@@ -118,9 +97,9 @@ async def _drop(config: "Config", pipeline: str, key: str | None, reason: str | 
         console.out.print(f"{dropped:,} of {pipeline} dropped")
 
 
-def _failed(round_: "Round") -> bool:
+def _failed(round_: Round) -> bool:
     return any(outcome in _FAILED for outcome in round_.outcomes)
 
 
-def _summary(round_: "Round") -> str:
+def _summary(round_: Round) -> str:
     return ", ".join(f"{count:,} {outcome.replace('_', ' ')}" for outcome, count in round_.outcomes.items())

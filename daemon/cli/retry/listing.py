@@ -3,14 +3,16 @@
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from daemon.cli import console
 from daemon.errors import LivevecError, WorkflowError
-
-if TYPE_CHECKING:
-    from daemon.settings import Config
-    from daemon.source.kafka.dead_letter_reader import DeadLetter
-    from workflows.retry.contract import Held, RetryState
+from daemon.settings import Config
+from daemon.source.kafka.dead_letter_reader import DeadLetter, read_committed, read_letters
+from workflows.client import connect
+from workflows.retry.client import RetryClient
+from workflows.retry.contract import Held, Letter, RetryState
+from workflows.retry.feeder import group_id
 
 _LETTERS_MAX = 10_000
 _SHOWN_MAX = 50
@@ -38,15 +40,13 @@ class Listing:
     """All of a pipeline; `note`: what could not be asked, `left_out`: older dead letters that were not read."""
 
     documents: tuple[Listed, ...]
-    letters: "dict[str, DeadLetter]"
+    letters: dict[str, DeadLetter]
     note: str
     left_out: int
 
 
-def list_(config: "Config", pipeline: str, reason: str | None, key: str | None, as_json: bool) -> None:
+def list_(config: Config, pipeline: str, reason: str | None, key: str | None, as_json: bool) -> None:
     """Print all, or those of a reason or key."""
-    from daemon.cli import console
-
     listing = asyncio.run(_listing(config, pipeline))
     documents = [
         document
@@ -64,29 +64,20 @@ def list_(config: "Config", pipeline: str, reason: str | None, key: str | None, 
         return
     table = console.table("key", "reason", "state", "attempts", "next try", "why")
     for document in documents[:_SHOWN_MAX]:
-        attempts = "" if document.attempts is None else str(document.attempts)
-        cells = (
-            document.key,
-            document.reason,
-            document.state,
-            attempts,
-            document.next_try_at or "",
-            document.message,
-        )
-        table.add_row(*(console.plain(cell) for cell in cells))
+        cells = [document.key, document.reason, document.state]
+        cells += ["" if document.attempts is None else str(document.attempts), document.next_try_at or ""]
+        table.add_row(*map(console.plain, (*cells, document.message)))
     console.out.print(table)
     if len(documents) > _SHOWN_MAX:
         console.out.print(f"and {len(documents) - _SHOWN_MAX:,} more; --json prints all")
 
 
-def show(config: "Config", pipeline: str, key: str, as_json: bool) -> None:
+def show(config: Config, pipeline: str, key: str, as_json: bool) -> None:
     """Print all that is known of a document.
 
     Raises:
         LivevecError: there is none of that key.
     """
-    from daemon.cli import console
-
     listing = asyncio.run(_listing(config, pipeline))
     document = next((document for document in listing.documents if document.key == key), None)
     if document is None:
@@ -102,38 +93,27 @@ def show(config: "Config", pipeline: str, key: str, as_json: bool) -> None:
     if as_json:
         console.print_json(content)
         return
-    table = console.table("", "")
-    for name, value in content.items():
-        if value not in (None, ""):
-            table.add_row(name.replace("_", " "), console.plain(value))
-    console.out.print(table)
+    console.print_fields({name.replace("_", " "): value for name, value in content.items()})
 
 
-async def _listing(config: "Config", pipeline: str) -> Listing:
-    from daemon.source.kafka.dead_letter_reader import read_committed, read_letters
-    from workflows.retry.feeder import group_id
-
+async def _listing(config: Config, pipeline: str) -> Listing:
     topic = config.kafka.dead_letter_topic(pipeline)
     read = await asyncio.to_thread(read_letters, config.kafka, topic, _LETTERS_MAX)
     group = config.kafka.model_copy(update={"group_id": group_id(config)})
     taken = await asyncio.to_thread(read_committed, group, topic)
     state, note = await _state(config, pipeline)
     letters = {letter.name: letter for letter in read.letters}
-    documents = []
-    if state is not None:
-        documents = [_held(held, letters, state) for held in state.held]
+    documents = [_held(held, letters, state) for held in state.held] if state is not None else []
     named = {document.key for document in documents}
     for letter in letters.values():
         waits = letter.place.offset >= taken.get(letter.place.partition, 0)
         if letter.name not in named and (waits or state is None):
-            documents.append(_in_kafka(letter, "not taken yet" if waits else "unknown"))
+            where = "not taken yet" if waits else "unknown"
+            documents.append(_listed(letter, letter.dead_lettered_at_s, where, letter.message))
     return Listing(tuple(documents), letters, note, read.left_out)
 
 
-async def _state(config: "Config", pipeline: str) -> "tuple[RetryState | None, str]":
-    from workflows.client import connect
-    from workflows.retry.client import RetryClient
-
+async def _state(config: Config, pipeline: str) -> tuple[RetryState | None, str]:
     try:
         # A server that takes connections and says nothing is waited for by the SDK for half a minute.
         async with asyncio.timeout(_TEMPORAL_S):
@@ -143,35 +123,35 @@ async def _state(config: "Config", pipeline: str) -> "tuple[RetryState | None, s
         return None, f"{why}. This list is Kafka's alone: what was mended since is in it"
 
 
-def _held(held: "Held", letters: "dict[str, DeadLetter]", state: "RetryState") -> Listed:
+def _held(held: Held, letters: dict[str, DeadLetter], state: RetryState) -> Listed:
     letter = held.letter
     dead = letters.get(letter.name)
-    by_reason = {complaint.reason: complaint.message for complaint in state.complaints}
-    same = dead is not None and dead.reason == letter.reason and dead.place == letter.place
-    return Listed(
-        key=letter.name,
-        reason=letter.reason,
-        state=f"given up: {held.given_up}" if held.given_up else "waits",
-        message=dead.message if same and dead is not None else by_reason.get(letter.reason, ""),
-        dead_lettered_at=_time(letter.at_s),
-        version=letter.version,
-        attempts=held.attempts,
-        next_try_at=_time(held.next_at_s),
-        place=str(letter.place),
-        record=str(letter.record) if letter.record else None,
-    )
+    if dead is not None and (dead.reason, dead.place) == (letter.reason, letter.place):
+        message = dead.message
+    else:
+        messages = {complaint.reason: complaint.message for complaint in state.complaints}
+        message = messages.get(letter.reason, "")
+    waits = f"given up: {held.given_up}" if held.given_up else "waits"
+    return _listed(letter, letter.at_s, waits, message, held.attempts, _time(held.next_at_s))
 
 
-def _in_kafka(letter: "DeadLetter", state: str) -> Listed:
+def _listed(
+    letter: Letter | DeadLetter,
+    at_s: float,
+    state: str,
+    message: str,
+    attempts: int | None = None,
+    next_try_at: str | None = None,
+) -> Listed:
     return Listed(
         key=letter.name,
         reason=letter.reason,
         state=state,
-        message=letter.message,
-        dead_lettered_at=_time(letter.dead_lettered_at_s),
+        message=message,
+        dead_lettered_at=_time(at_s),
         version=letter.version,
-        attempts=None,
-        next_try_at=None,
+        attempts=attempts,
+        next_try_at=next_try_at,
         place=str(letter.place),
         record=str(letter.record) if letter.record else None,
     )

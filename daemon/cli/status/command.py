@@ -1,26 +1,17 @@
 """`livevec status`: the health of every part, lag and freshness."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import typer
 
+from daemon.cli import console
 from daemon.cli import context as given
 from daemon.cli.context import Json
-
-if TYPE_CHECKING:
-    from daemon.cli.status.probes import Freshness, StatusReport
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(status)
+from daemon.cli.status.probes import Freshness, StatusReport, look
 
 
 def status(context: typer.Context, as_json: Json = False) -> None:
     """Show the health of every part, consumer lag and freshness; exit status 1 if a part is not ok."""
-    from daemon.cli import console
-    from daemon.cli.status.probes import look
-
     report = asyncio.run(look(given.resolved(context)))
     if as_json:
         console.print_json(report)
@@ -30,9 +21,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _show(report: "StatusReport") -> None:
-    from daemon.cli import console
-
+def _show(report: StatusReport) -> None:
     parts = console.table("", "part", "state", "what to do")
     for part in report.parts:
         mark = console.OK if part.ok else console.BAD
@@ -42,21 +31,14 @@ def _show(report: "StatusReport") -> None:
         lag = console.table("topic", "partition", "committed", "end", "behind")
         for partition in report.lag:
             committed = "none" if partition.committed is None else f"{partition.committed:,}"
-            lag.add_row(
-                partition.topic,
-                str(partition.partition),
-                committed,
-                f"{partition.end:,}",
-                f"{partition.lag:,}",
-            )
+            figures = (committed, f"{partition.end:,}", f"{partition.lag:,}")
+            lag.add_row(partition.topic, str(partition.partition), *figures)
         console.out.print()
         console.out.print(lag)
     _show_freshness(report.freshness)
 
 
-def _show_freshness(freshness: "Freshness") -> None:
-    from daemon.cli import console
-
+def _show_freshness(freshness: Freshness) -> None:
     if freshness.commit_to_searchable_ms is None:
         return
     console.out.print()

@@ -4,14 +4,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import httpx
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from temporalio.client import Client as TemporalClient
+from temporalio.service import RPCError
 
 from connectors import slot
 from connectors.connect import KafkaConnect
-from connectors.connect import Status as ConnectorStatus
 from daemon.bench.percentiles import STAGES, Percentiles, percentiles_ms
 from daemon.cli.daemon_http import DaemonHttp
 from daemon.embedding.factory import make_embedder
@@ -86,17 +91,6 @@ class Freshness:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What one probe found."""
-
-    parts: Sequence[Part]
-    lag: Sequence[PartitionLag] = ()
-    indexes: Sequence[IndexState] = ()
-    slots: Sequence[SlotState] = ()
-    freshness: Freshness | None = None
-
-
-@dataclass(frozen=True)
 class StatusReport:
     """Everything that `livevec status` shows."""
 
@@ -108,72 +102,79 @@ class StatusReport:
     freshness: Freshness
 
 
+Findings = Sequence[Part | PartitionLag | IndexState | SlotState | Freshness]
+"""What one probe found: a part at least."""
+_Kind = TypeVar("_Kind")
+
+
+class _NotOk(Exception):
+    """The probed part is not ok: its message and remedy, and what was found all the same."""
+
+    def __init__(self, message: str, remedy: str, *findings: PartitionLag | SlotState) -> None:
+        self.message = message
+        self.remedy = remedy
+        self.findings = findings
+
+
 async def look(config: Config) -> StatusReport:
     """Ask all parts at once, and return what was found."""
     probes: list[tuple[str, Awaitable[Findings]]] = [
-        ("kafka", _in_thread(lambda: _kafka(config))),
+        ("kafka", _in_thread(partial(_kafka, config))),
         ("redis", _redis(config)),
         ("embedder", _embedder(config)),
         ("temporal", _temporal(config)),
-        ("daemon", _in_thread(lambda: _daemon(config))),
+        ("daemon", _in_thread(partial(_daemon, config))),
     ]
     for source in config.sources:
         if isinstance(source, PostgresSource):
             quick = source.model_copy(update={"timeout_s": _CALL_TIMEOUT_S})
-            probes.append((f"postgres {source.name}", _in_thread(lambda s=quick: _postgres(s))))  # type: ignore[misc]
-            probes.append(
-                (f"connector {source.name}", _in_thread(lambda s=quick: _connector(config, s)))  # type: ignore[misc]
-            )
+            probes.append((f"postgres {source.name}", _in_thread(partial(_postgres, quick))))
+            probes.append((f"connector {source.name}", _in_thread(partial(_connector, config, quick))))
     results = await asyncio.gather(*(_bounded(name, probe) for name, probe in probes))
-    parts = tuple(part for findings in results for part in findings.parts)
+
+    def every(kind: type[_Kind]) -> tuple[_Kind, ...]:
+        return tuple(finding for findings in results for finding in findings if isinstance(finding, kind))
+
+    parts = every(Part)
     return StatusReport(
         ok=all(part.ok for part in parts),
         parts=parts,
-        slots=tuple(state for findings in results for state in findings.slots),
-        lag=tuple(lag for findings in results for lag in findings.lag),
-        indexes=tuple(index for findings in results for index in findings.indexes),
-        freshness=next((findings.freshness for findings in results if findings.freshness), Freshness()),
+        slots=every(SlotState),
+        lag=every(PartitionLag),
+        indexes=every(IndexState),
+        freshness=next(iter(every(Freshness)), Freshness()),
     )
 
 
 async def _bounded(name: str, probe: Awaitable[Findings]) -> Findings:
-    """Return what the probe found; a part that does not answer is a finding too."""
+    """Return what the probe found; a part that does not answer, or is not ok, is a finding too."""
     try:
         return await asyncio.wait_for(probe, _PROBE_TIMEOUT_S)
     except TimeoutError:
         message = f"no answer within {_PROBE_TIMEOUT_S:g} s"
-        return Findings(
-            [Part(name, False, message, "it hangs or is overloaded: see its log, then restart it")]
-        )
+        return [Part(name, False, message, "it hangs or is overloaded: see its log, then restart it")]
+    except _NotOk as problem:
+        return [Part(name, False, problem.message, problem.remedy), *problem.findings]
     except ConnectorError as error:
-        return Findings([Part(name, False, str(error).removesuffix(f"; {error.remedy}"), error.remedy)])
+        return [Part(name, False, str(error).removesuffix(f"; {error.remedy}"), error.remedy)]
     except LivevecError as error:
-        return Findings([Part(name, False, str(error), "" if isinstance(error, StopProcess) else _UP)])
+        return [Part(name, False, str(error), "" if isinstance(error, StopProcess) else _UP)]
 
 
 def _in_thread(work: Callable[[], Findings]) -> Awaitable[Findings]:
     """Run `work` in a thread that does not delay the end of the process, as asyncio's own threads do."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Findings] = loop.create_future()
-
-    def settle(result: Findings | None, error: BaseException | None) -> None:
-        if not future.done():
-            if error is not None:
-                future.set_exception(error)
-            elif result is not None:
-                future.set_result(result)
+    future: Future[Findings] = Future()
+    # A future that runs cannot be cancelled: the thread sets its result also after nobody waits any more.
+    future.set_running_or_notify_cancel()
 
     def run() -> None:
-        result, failure = None, None
         try:
-            result = work()
+            future.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-            failure = error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, result, failure)
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future
+    return asyncio.wrap_future(future)
 
 
 def _kafka(config: Config) -> Findings:
@@ -188,15 +189,14 @@ def _kafka(config: Config) -> Findings:
         ]
     except KafkaException as error:
         address = config.kafka.bootstrap_servers
-        return Findings([Part("kafka", False, f"{address} cannot be reached ({error.args[0].str()})", _UP)])
+        raise _NotOk(f"{address} cannot be reached ({error.args[0].str()})", _UP) from error
     finally:
         consumer.close()
     missing = [topic for topic in topics if topic not in known]
     if missing:
-        message = f"no topic {', '.join(missing)}"
-        return Findings([Part("kafka", False, message, "`livevec connector apply` creates it")], lag)
+        raise _NotOk(f"no topic {', '.join(missing)}", "`livevec connector apply` creates it", *lag)
     behind = sum(partition.lag for partition in lag)
-    return Findings([Part("kafka", True, f"{len(lag)} partitions, {behind:,} records behind")], lag)
+    return [Part("kafka", True, f"{len(lag)} partitions, {behind:,} records behind"), *lag]
 
 
 def _lag(consumer: Consumer, position: TopicPartition) -> PartitionLag:
@@ -207,7 +207,6 @@ def _lag(consumer: Consumer, position: TopicPartition) -> PartitionLag:
 
 
 def _postgres(source: PostgresSource) -> Findings:
-    name = f"postgres {source.name}"
     with slot.connected(source) as connection:
         row = connection.execute(
             "SELECT active, wal_status = 'lost', coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::int8"
@@ -216,42 +215,38 @@ def _postgres(source: PostgresSource) -> Findings:
         ).fetchone()
     if row is None:
         message = f"up, but there is no slot {source.slot_name}"
-        return Findings([Part(name, False, message, "`livevec connector apply` creates it")])
+        raise _NotOk(message, "`livevec connector apply` creates it")
     active, lost, lag_bytes = bool(row[0]), bool(row[1]), int(str(row[2]))
     state = SlotState(source.name, source.slot_name, active, lag_bytes)
-    message = f"slot {source.slot_name} {'active' if active else 'not active'}, {lag_bytes:,} bytes behind"
-    remedy = ""
     if lost:
-        message = f"slot {source.slot_name} lost a part of the log that it needed"
-        remedy = "delete the connector with its slot, raise the source's `era` by one, apply, verify --repair"
-    elif not active:
+        raise _NotOk(
+            f"slot {source.slot_name} lost a part of the log that it needed",
+            "delete the connector with its slot, raise the source's `era` by one, apply, verify --repair",
+            state,
+        )
+    message = f"slot {source.slot_name} {'active' if active else 'not active'}, {lag_bytes:,} bytes behind"
+    if not active:
         remedy = "see the connector below; PostgreSQL keeps its log until the connector reads again"
-    return Findings([Part(name, active and not lost, message, remedy)], slots=[state])
+        raise _NotOk(message, remedy, state)
+    return [Part(f"postgres {source.name}", True, message), state]
 
 
 def _connector(config: Config, source: PostgresSource) -> Findings:
-    name = f"connector {source.name}"
     with KafkaConnect(config.connect.model_copy(update={"timeout_s": _CALL_TIMEOUT_S})) as client:
         status = client.status(source.name)
     if status is None:
-        return Findings(
-            [Part(name, False, "there is none", "`livevec connector apply` creates it")],
-        )
+        raise _NotOk("there is none", "`livevec connector apply` creates it")
     message = f"{status.state}, task {status.task or 'none'}"
     if (status.state, status.task) == ("RUNNING", "RUNNING"):
-        return Findings([Part(name, True, message)])
-    return Findings([Part(name, False, f"{message} {status.error}".strip(), _remedy(source, status))])
-
-
-def _remedy(source: PostgresSource, status: ConnectorStatus) -> str:
+        return [Part(f"connector {source.name}", True, message)]
+    remedy = f"`livevec connector apply {source.name}` says why, and restarts it"
     if status.state in ("PAUSED", "STOPPED"):
-        return f"`livevec connector resume {source.name}`"
-    return f"`livevec connector apply {source.name}` says why, and restarts it"
+        remedy = f"`livevec connector resume {source.name}`"
+    raise _NotOk(f"{message} {status.error}".strip(), remedy)
 
 
 async def _redis(config: Config) -> Findings:
-    client = connect(config.redis.model_copy(update={"timeout_s": _CALL_TIMEOUT_S}))
-    try:
+    async with aclosing(connect(config.redis.model_copy(update={"timeout_s": _CALL_TIMEOUT_S}))) as client:
         with translated():
             memory = await client.info("memory")
         policy = memory.get("maxmemory_policy", "noeviction")
@@ -259,45 +254,30 @@ async def _redis(config: Config) -> Findings:
             message = f"{memory.get('used_memory_human', '?')} used"
             if memory.get("maxmemory"):
                 message += f" of {memory['maxmemory_human']}"
-            parts = [Part("redis", True, message)]
+            part = Part("redis", True, message)
         else:
             remedy = "CONFIG SET maxmemory-policy noeviction, then `livevec verify --repair`"
-            parts = [
-                Part("redis", False, f"maxmemory-policy {policy} may evict what guards the rows", remedy)
-            ]
-        indexes = []
-        for pipeline in config.pipelines:
-            part, state = await _index(client, config, pipeline)
-            parts.append(part)
-            if state is not None:
-                indexes.append(state)
-        return Findings(parts, indexes=indexes)
-    finally:
-        await client.aclose()
+            part = Part("redis", False, f"maxmemory-policy {policy} may evict what guards the rows", remedy)
+        indexes = [await _index(client, config, pipeline) for pipeline in config.pipelines]
+    return [part, *(finding for findings in indexes for finding in findings)]
 
 
-async def _index(client: Client, config: Config, pipeline: Pipeline) -> tuple[Part, IndexState | None]:
+async def _index(client: Client, config: Config, pipeline: Pipeline) -> Findings:
     name = f"index {pipeline.name}"
     info = await schema.info(client, pipeline.name)
     if info is None:
-        return Part(name, False, "there is none", "`livevec run` makes it when it starts"), None
+        return [Part(name, False, "there is none", "`livevec run` makes it when it starts")]
     versions = Versions(client, pipeline.name)
     number = (await versions.known()).active
     writer = IndexWriter(client, versions.layout(number), config.redis.pipeline_commands_max)
-    state = IndexState(
-        pipeline=pipeline.name,
-        documents=info.documents,
-        indexing_failures=info.indexing_failures,
-        needs_reconcile=tuple(sorted(await writer.reconcile_reasons())),
-    )
-    remedy = f"`livevec verify {pipeline.name} --repair`"
-    if state.needs_reconcile:
-        reasons = ", ".join(state.needs_reconcile)
-        return Part(name, False, f"{state.documents:,} documents, may be wrong: {reasons}", remedy), state
-    if state.indexing_failures:
-        message = f"{state.documents:,} documents, {state.indexing_failures:,} could not be indexed"
-        return Part(name, False, message, remedy), state
-    return Part(name, True, f"{state.documents:,} documents"), state
+    reasons = tuple(sorted(await writer.reconcile_reasons()))
+    message, ok = f"{info.documents:,} documents", not reasons and not info.indexing_failures
+    if reasons:
+        message += f", may be wrong: {', '.join(reasons)}"
+    elif info.indexing_failures:
+        message += f", {info.indexing_failures:,} could not be indexed"
+    part = Part(name, ok, message, "" if ok else f"`livevec verify {pipeline.name} --repair`")
+    return [part, IndexState(pipeline.name, info.documents, info.indexing_failures, reasons)]
 
 
 async def _embedder(config: Config) -> Findings:
@@ -309,24 +289,20 @@ async def _embedder(config: Config) -> Findings:
         took_ms = (time.perf_counter() - began_s) * 1000
     finally:
         await embedder.close()
-    return Findings(
-        [Part("embedder", True, f"{space.model}, {space.dimension} numbers, one text in {took_ms:.1f} ms")]
-    )
+    message = f"{space.model}, {space.dimension} numbers, one text in {took_ms:.1f} ms"
+    return [Part("embedder", True, message)]
 
 
 async def _temporal(config: Config) -> Findings:
-    from temporalio.client import Client as TemporalClient
-    from temporalio.service import RPCError
-
     settings = config.temporal
     try:
         client = await TemporalClient.connect(settings.address, namespace=settings.namespace)
         healthy = await client.service_client.check_health()
     except (RuntimeError, RPCError) as error:
-        message = f"{settings.address} cannot be reached ({str(error).partition(chr(10))[0][:120]})"
-        return Findings([Part("temporal", False, message, _UP)])
+        reason = str(error).partition("\n")[0][:120]
+        raise _NotOk(f"{settings.address} cannot be reached ({reason})", _UP) from error
     message = f"namespace {settings.namespace}, UI at {settings.ui_url}"
-    return Findings([Part("temporal", healthy, message, "" if healthy else "see Temporal's log")])
+    return [Part("temporal", healthy, message, "" if healthy else "see Temporal's log")]
 
 
 def _daemon(config: Config) -> Findings:
@@ -334,10 +310,10 @@ def _daemon(config: Config) -> Findings:
     try:
         status = daemon.status()
         behind = daemon.gauges("livevec_fresh_through_timestamp_seconds")
-        samples = daemon.samples(max(0, status["samples"] - 5_000)).latest
+        _, samples = daemon.samples(max(0, status["samples"] - 5_000))
     except httpx.HTTPError as error:
         message = f"no daemon answers at {daemon.url} ({type(error).__name__})"
-        return Findings([Part("daemon", False, message, "start it: `livevec run`")])
+        raise _NotOk(message, "start it: `livevec run`") from error
     finally:
         daemon.close()
     now_s = time.time()
@@ -355,4 +331,4 @@ def _daemon(config: Config) -> Findings:
         part = Part("daemon", False, "; ".join(down), "repair that part; the daemon continues by itself")
     else:
         part = Part("daemon", False, "up, but has no partitions yet", "wait for the group to assign them")
-    return Findings([part], freshness=freshness)
+    return [part, freshness]

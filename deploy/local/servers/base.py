@@ -25,15 +25,22 @@ class NotReady(Exception):
 
 
 @dataclass(frozen=True)
+class Artifacts:
+    """The folders in the cache that a stack is made of."""
+
+    kafka_jars: Path
+    connect_plugins: Path
+    triton_backends: Path
+    models: Path
+
+
+@dataclass(frozen=True)
 class Site:
     """The place of a stack: its home, its ports, and the folders that it needs."""
 
     home: Home
     ports: Mapping[str, int]
-    kafka_jars: Path
-    connect_plugins: Path
-    triton_backends: Path
-    models: Path
+    artifacts: Artifacts
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ class Connect(Server):
             "connect-worker.properties",
             port=self.port,
             kafka=f"127.0.0.1:{self.site.ports['kafka']}",
-            plugins=self.site.connect_plugins,
+            plugins=self.site.artifacts.connect_plugins,
         )
 
     def command(self) -> Command:
         main = "org.apache.kafka.connect.cli.ConnectDistributed"
-        return Command(java.command_line(self.site.kafka_jars, main, str(self._properties), heap_mb_max=384))
+        return Command(java.command_line(self.site.artifacts, main, str(self._properties), heap_mb_max=384))
 
     def probe(self) -> None:
         try:
@@ -36,4 +36,4 @@ class Connect(Server):
         except httpx.HTTPError as error:
             raise NotReady(str(error)) from error
         if CONNECTOR not in {plugin["class"] for plugin in plugins}:
-            raise NotReady(f"Connect did not load {CONNECTOR} from {self.site.connect_plugins}")
+            raise NotReady(f"Connect did not load {CONNECTOR} from {self.site.artifacts.connect_plugins}")

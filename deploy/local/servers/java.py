@@ -4,10 +4,9 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 from daemon.errors import StackError
-from deploy.local.servers.base import TEMPLATES
+from deploy.local.servers.base import TEMPLATES, Artifacts
 
 VERSION_MIN = 17
 PACKAGE = "openjdk-17-jre-headless"
@@ -37,7 +36,7 @@ def check() -> None:
         )
 
 
-def command_line(jars: Path, main: str, *arguments: str, heap_mb_max: int) -> tuple[str, ...]:
+def command_line(artifacts: Artifacts, main: str, *arguments: str, heap_mb_max: int) -> tuple[str, ...]:
     return (
         java(),
         "-Xms128m",
@@ -51,7 +50,7 @@ def command_line(jars: Path, main: str, *arguments: str, heap_mb_max: int) -> tu
         "-Djava.net.preferIPv4Stack=true",
         f"-Dlog4j2.configurationFile={(TEMPLATES / 'log4j2.yaml').as_uri()}",
         "-cp",
-        f"{jars}/*",
+        f"{artifacts.kafka_jars}/*",
         main,
         *arguments,
     )

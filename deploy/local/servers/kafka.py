@@ -23,7 +23,7 @@ class Kafka(Server):
 
     def command(self) -> Command:
         return Command(
-            java.command_line(self.site.kafka_jars, "kafka.Kafka", str(self._properties), heap_mb_max=256)
+            java.command_line(self.site.artifacts, "kafka.Kafka", str(self._properties), heap_mb_max=256)
         )
 
     def probe(self) -> None:
@@ -56,7 +56,7 @@ class Kafka(Server):
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         # An id that starts with a dash would be read as an option.
         arguments = ("format", f"--cluster-id={cluster}", "-c", str(self._render(partial)))
-        argv = java.command_line(self.site.kafka_jars, "kafka.tools.StorageTool", *arguments, heap_mb_max=256)
+        argv = java.command_line(self.site.artifacts, "kafka.tools.StorageTool", *arguments, heap_mb_max=256)
         result = self.run_tool(Command(argv))
         if result.returncode:
             raise StackError(f"Kafka's storage could not be formatted: {result.stdout.strip()[-2000:]}")

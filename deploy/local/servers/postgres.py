@@ -4,9 +4,11 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT, SIGQUIT
 
+import psutil
 import psycopg
 
 from daemon.errors import StackError
@@ -40,11 +42,8 @@ class Postgres(Server):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._as_root = os.geteuid() == 0
-
-    @property
-    def _privileges(self) -> tuple[str, ...]:
         ids = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-        return ids if self._as_root else ()
+        self._privileges = ids if self._as_root else ()
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -174,15 +173,10 @@ class Postgres(Server):
         except (FileNotFoundError, NotADirectoryError, ValueError, IndexError):
             path.unlink(missing_ok=True)
             return
-        identity = identify(pid)
-        if identity is not None and _runs_in(pid, self.data):
-            end([identity], sig=SIGQUIT)
-        elif identity is not None:
-            path.unlink(missing_ok=True)
-
-
-def _runs_in(pid: int, data: Path) -> bool:
-    try:
-        return Path(os.readlink(f"/proc/{pid}/cwd")) == data.resolve()
-    except OSError:
-        return False
+        if (identity := identify(pid)) is None:
+            return
+        with suppress(psutil.Error):
+            if Path(psutil.Process(pid).cwd()) == self.data.resolve():
+                end([identity], sig=SIGQUIT)
+                return
+        path.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
 """Temporal's development server with its UI, kept in a SQLite file."""
 
 import shutil
-from pathlib import Path
 
 import httpx
 
 from deploy.local.servers.base import Command, NotReady, Server, package_file
 
 NAMESPACE = "livevec"
+COMPLETE = "complete"
 SEARCH_ATTRIBUTES = ("LivevecTable=Keyword", "LivevecPipeline=Keyword")
 """The attributes that a workflow is started with. The server creates them with its database; `livevec worker` adds
 the others."""
@@ -18,13 +18,9 @@ class Temporal(Server):
 
     def prepare(self) -> None:
         # The server takes any database file for a whole one, also one whose making was killed half-way.
-        if not self._complete.exists():
+        if not (self.data / COMPLETE).exists():
             shutil.rmtree(self.data, ignore_errors=True)
         super().prepare()
-
-    @property
-    def _complete(self) -> Path:
-        return self.data / "complete"
 
     def command(self) -> Command:
         ports = self.site.ports
@@ -54,4 +50,4 @@ class Temporal(Server):
         state = answer["namespaceInfo"]["state"]
         if state != "NAMESPACE_STATE_REGISTERED":
             raise NotReady(f"namespace {NAMESPACE} is {state}")
-        self._complete.touch()
+        (self.data / COMPLETE).touch()

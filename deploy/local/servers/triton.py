@@ -34,8 +34,8 @@ class Triton(Server):
         pytriton = package_folder("pytriton")
         packages = pytriton.parent
         options = {
-            "model-repository": self.site.models,
-            "backend-directory": self.site.triton_backends,
+            "model-repository": self.site.artifacts.models,
+            "backend-directory": self.site.artifacts.triton_backends,
             "model-control-mode": "explicit",
             "load-model": MODEL,
             "http-address": "127.0.0.1",

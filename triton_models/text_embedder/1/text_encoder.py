@@ -33,6 +33,8 @@ class TextEncoder:
         self.tokenizer = TextTokenizer(folder)
         self.max_tokens = self.tokenizer.max_tokens
         self._cores: int = settings["threads"] or len(os.sched_getaffinity(0))
+        # So many tokens keep all cores busy; more would only wait.
+        self.parallel_tokens = RUN_TOKENS_MAX * self._cores
         core = ov.Core()
         # Without the instructions bfloat16 is emulated, which is slower than float32.
         precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
@@ -49,11 +51,6 @@ class TextEncoder:
         self._on_all_cores = compiled(1).create_infer_request()
         self._on_one_core_each = ov.AsyncInferQueue(compiled(self._cores), self._cores)
         self.description = f"OpenVINO {precision}, {self._cores} cores, {self.max_tokens} tokens at most"
-
-    @property
-    def parallel_tokens(self) -> int:
-        """Return how many tokens keep all cores busy; more would only wait."""
-        return RUN_TOKENS_MAX * self._cores
 
     def warm_up(self) -> None:
         """Run every number of tokens that `_packed` may give: each costs OpenVINO 3 to 5 ms the first time."""
