@@ -1,4 +1,7 @@
-"""Speaks with Temporal: connects, starts a workflow, asks and tells it, and follows it to its end."""
+"""Speaks with Temporal: connects, starts a workflow, asks and tells it, and follows it to its end.
+
+What Temporal refuses, and what a workflow fails with, is raised as WorkflowError, which says why and what to do.
+"""
 
 import asyncio
 import dataclasses
@@ -56,14 +59,7 @@ def data_converter(settings: TemporalSettings) -> DataConverter:
 
 
 async def connect(config: Config, runtime: Runtime | None = None) -> Client:
-    """Return a client of the configured namespace.
-
-    Args:
-        runtime: of the SDK, where it has its own metrics.
-
-    Raises:
-        WorkflowError: Temporal is away, refuses, or has no such namespace; says what to do.
-    """
+    """Return a client of the configured namespace; `runtime`: of the SDK, where it has its own metrics."""
     settings = config.temporal
     key = settings.api_key.get_secret_value()
     try:
@@ -126,9 +122,6 @@ async def start(
         run: the workflow's method, e.g. `Backfill.run`.
         summary: one line for the UI's list; markdown.
         details: more, for its page; markdown.
-
-    Raises:
-        WorkflowError: one runs already, or Temporal refuses.
     """
     try:
         return await client.start_workflow(
@@ -162,12 +155,7 @@ async def query(
     result_type: type[Any] | None = None,
     timeout_s: float = _ANSWER_S,
 ) -> Any:
-    """Return the answer of a query, by its name or its method.
-
-    Raises:
-        NoSuchWorkflow: it never ran.
-        WorkflowError: it does not answer; says why.
-    """
+    """Return the answer of a query, by its name or its method; raise NoSuchWorkflow where it never ran."""
     try:
         return await handle.query(
             name, args=arguments, result_type=result_type, rpc_timeout=timedelta(seconds=timeout_s)
@@ -181,9 +169,7 @@ async def query(
 async def update(handle: WorkflowHandle[Any, Any], name: Any, *arguments: object) -> Any:
     """Return the answer of an update, by its name or its method, however long it takes once it is accepted.
 
-    Raises:
-        NoSuchWorkflow: it does not run.
-        WorkflowError: the workflow refused it, or no worker answers.
+    It raises NoSuchWorkflow where it does not run.
     """
     try:
         started = await handle.start_update(
@@ -224,17 +210,12 @@ async def progress_now(
 ) -> Progress | None:
     """Return `progress`, with what the running activity has done since it began."""
     answer = await progress(handle)
-    return None if answer is None else beating(answer, await _beat(handle, description))
-
-
-async def _beat(handle: WorkflowHandle[Any, Any], description: WorkflowExecutionDescription) -> Beat | None:
     for pending in description.raw_description.pending_activities:
         payloads = pending.heartbeat_details.payloads
-        if len(payloads) > 1:
-            converter = description.data_converter
-            _, beat = await converter.decode(payloads[:2], [object, Beat])
-            return Beat.model_validate(beat)
-    return None
+        if answer is not None and len(payloads) > 1:
+            _, beat = await description.data_converter.decode(payloads[:2], [object, Beat])
+            return beating(answer, Beat.model_validate(beat))
+    return answer
 
 
 async def follow(
@@ -243,11 +224,7 @@ async def follow(
     result_type: type[Any] | None = None,
     poll_s: float = 0.5,
 ) -> Any:
-    """Return the result of a workflow, over all its runs; show its progress meanwhile.
-
-    Raises:
-        WorkflowError: it failed, was cancelled or terminated; says why.
-    """
+    """Return the result of a workflow, over all its runs; show its progress meanwhile."""
     latest = handle._client.get_workflow_handle(handle.id, result_type=result_type)
     while True:
         try:
@@ -270,11 +247,7 @@ async def follow(
 
 
 async def result(handle: WorkflowHandle[Any, Any]) -> Any:
-    """Return the result of a workflow that has ended.
-
-    Raises:
-        WorkflowError: it did not end well.
-    """
+    """Return the result of a workflow that has ended."""
     try:
         return await handle.result()
     except WorkflowFailureError as error:

@@ -27,17 +27,13 @@ class EncryptingCodec(PayloadCodec):
 
     def __init__(self, key: bytes, old: Iterable[bytes] = ()) -> None:
         self._id = key_id(key)
-        self._keys = {key_id(one): AESGCM(one) for one in (*old, key)}
+        self._keys = {key_id(secret): AESGCM(secret) for secret in (*old, key)}
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         return [self._encrypted(payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Decrypt; what was written without a key stays as it is.
-
-        Raises:
-            WorkflowError: the key is not known, or the bytes are not what was written.
-        """
+        """Decrypt; raise WorkflowError where the key is not known, or the bytes are not what was written."""
         return [self._decrypted(payload) for payload in payloads]
 
     def _encrypted(self, payload: Payload) -> Payload:
@@ -75,5 +71,5 @@ def codec(settings: TemporalSettings) -> EncryptingCodec | None:
     key = settings.codec_key.get_secret_value()
     if not key:
         return None
-    old = [base64.b64decode(one.get_secret_value()) for one in settings.codec_keys_old]
+    old = [base64.b64decode(secret.get_secret_value()) for secret in settings.codec_keys_old]
     return EncryptingCodec(base64.b64decode(key), old)

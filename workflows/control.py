@@ -13,6 +13,7 @@ from workflows.progress import Progress, markdown
 from workflows.search_attributes import PERCENT, PHASE
 
 T = TypeVar("T")
+Activity = Callable[[Any, Any], Awaitable[T]]
 HEARTBEAT_TIMEOUT = timedelta(seconds=10)
 """After that much silence the worker counts as dead, and another attempt goes on from the last heartbeat."""
 PAUSED = "paused"
@@ -30,7 +31,7 @@ class Controlled:
 
     Updates for programs, validated: `pause`, `resume`, `throttle`. Signals of the same names for people in the UI.
     Each of these cancels a long activity: it then ends with what it has done so far, and is started again from there
-    when, and as fast as, it may go on.
+    when, and as fast as, it may go on. `run` raises ApplicationError where a person has to act first, and says how.
     """
 
     def __init__(self) -> None:
@@ -114,54 +115,25 @@ class Controlled:
         listed = (shown.phase, shown.percent)
         if listed != self._shown:
             self._shown = listed
-            updates = [PHASE.value_set(shown.phase)]
-            if shown.percent is not None:
-                workflow.upsert_search_attributes([*updates, PERCENT.value_set(shown.percent)])
-            else:
-                workflow.upsert_search_attributes(updates)
+            percent = [] if shown.percent is None else [PERCENT.value_set(shown.percent)]
+            workflow.upsert_search_attributes([PHASE.value_set(shown.phase), *percent])
 
     async def unpaused(self) -> None:
         """Wait while it is paused."""
         await workflow.wait_condition(lambda: not self.is_paused)
 
-    async def step(
-        self,
-        work: Callable[[Any, Any], Awaitable[T]],
-        argument: object,
-        limit: timedelta,
-        summary: str = "",
-    ) -> T:
+    async def step(self, work: Activity[T], argument: object, limit: timedelta, summary: str) -> T:
         """Return the result of an activity that is waited for to its end."""
-        return await workflow.execute_activity_method(
-            work,
-            argument,
-            start_to_close_timeout=limit,
-            heartbeat_timeout=HEARTBEAT_TIMEOUT,
-            retry_policy=RETRY,
-            summary=summary or None,
-        )
+        return await _started(work, argument, limit, summary, workflow.ActivityCancellationType.TRY_CANCEL)
 
-    async def slice(
-        self,
-        work: Callable[[Any, Any], Awaitable[T]],
-        argument: object,
-        limit: timedelta,
-        summary: str = "",
-    ) -> T | None:
+    async def slice(self, work: Activity[T], argument: object, limit: timedelta, summary: str) -> T | None:
         """Return the result of an activity that ends early when this workflow is paused, throttled or cancelled.
 
-        It is what the activity has done so far; None: it had not begun. Sets `cancelled`: then note what is needed,
-        and raise `asyncio.CancelledError`.
+        It is what the activity has done so far; None: it had not begun. Note what is needed of it, then call
+        `check_cancelled`.
         """
-        handle = workflow.start_activity_method(
-            work,
-            argument,
-            start_to_close_timeout=limit,
-            heartbeat_timeout=HEARTBEAT_TIMEOUT,
-            retry_policy=RETRY,
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=summary or None,
-        )
+        cancellation = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+        handle = _started(work, argument, limit, summary, cancellation)
         changes = self._changes
         try:
             await workflow.wait_condition(lambda: handle.done() or self._changes != changes)
@@ -175,12 +147,12 @@ class Controlled:
                 # This workflow, while the activity was already ending for a pause.
                 self.cancelled = True
                 await workflow.wait_condition(handle.done)
-        try:
-            return await handle
-        except BaseException as error:
-            if is_cancelled_exception(error):
-                return None
-            raise
+        return await ended(handle)
+
+    def check_cancelled(self) -> None:
+        """Raise CancelledError where this workflow was cancelled during a `slice`."""
+        if self.cancelled:
+            raise asyncio.CancelledError
 
     async def child(self, run: Any, order: Any, child_id: str, summary: str) -> Any:
         """Return the result of a workflow that is paused, throttled and cancelled with this one."""
@@ -207,6 +179,24 @@ class Controlled:
             if not child.done():
                 await ended(child)
         return await child
+
+
+def _started(
+    work: Activity[T],
+    argument: object,
+    limit: timedelta,
+    summary: str,
+    cancellation: workflow.ActivityCancellationType,
+) -> workflow.ActivityHandle[T]:
+    return workflow.start_activity_method(
+        work,
+        argument,
+        start_to_close_timeout=limit,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=RETRY,
+        cancellation_type=cancellation,
+        summary=summary,
+    )
 
 
 async def unbroken(work: Coroutine[Any, Any, T]) -> T:

@@ -38,6 +38,13 @@ DECIDING = (
     "retry/workflow.py",
 )
 """What a workflow's decisions come from: its code and the values it decides on, not what activities do with them."""
+_PASSING = (
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.FAILED_PRECONDITION,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+)
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
 
@@ -66,8 +73,7 @@ def deployment(settings: WorkerSettings) -> WorkerDeploymentConfig | None:
 async def make_current(client: Client, version: WorkerDeploymentVersion) -> None:
     """Let workflows run on this build; wait until Temporal has heard of it, by the worker's first poll.
 
-    Raises:
-        WorkflowError: Temporal refuses.
+    It raises WorkflowError where Temporal refuses.
     """
     request = SetWorkerDeploymentCurrentVersionRequest(
         namespace=client.namespace,
@@ -81,14 +87,7 @@ async def make_current(client: Client, version: WorkerDeploymentVersion) -> None
         try:
             await client.workflow_service.set_worker_deployment_current_version(request)
         except RPCError as error:
-            waiting = error.status in (
-                RPCStatusCode.NOT_FOUND,
-                RPCStatusCode.UNAVAILABLE,
-                RPCStatusCode.FAILED_PRECONDITION,
-                RPCStatusCode.RESOURCE_EXHAUSTED,
-                RPCStatusCode.DEADLINE_EXCEEDED,
-            )
-            if not waiting or asyncio.get_running_loop().time() > ends_at:
+            if error.status not in _PASSING or asyncio.get_running_loop().time() > ends_at:
                 raise WorkflowError(
                     f"Temporal does not make build {version.build_id!r} of {version.deployment_name!r} current "
                     f'({error.message}); workflows wait until one is: set temporal.worker.deployment to "" where '

@@ -31,11 +31,7 @@ _SURPRISES_MAX = 5
 
 
 def application_error(error: Exception, attempt: int = 1) -> BaseException:
-    """Return the error in Temporal's terms.
-
-    Args:
-        attempt: how often the activity was begun, this time included.
-    """
+    """Return the error in Temporal's terms; `attempt`: how often the activity was begun, this time included."""
     if isinstance(error, FailureError):
         return error
     name = type(error).__name__

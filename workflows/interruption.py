@@ -5,11 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from temporalio import activity
 
 from daemon.verify.pace import Interruption
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 _BEAT_INTERVAL_S = 1.0
 
 
@@ -26,7 +28,7 @@ async def interruptible(
     """
     interruption = Interruption()
     task = asyncio.ensure_future(work(interruption))
-    async with heartbeating(beat), _stopping(interruption):
+    async with heartbeating(beat), _beside(_until_worker_stops(interruption)):
         while True:
             try:
                 return await asyncio.shield(task)
@@ -41,27 +43,26 @@ async def interruptible(
                 interruption.ask()
 
 
-@contextlib.asynccontextmanager
-async def heartbeating(beat: Callable[[], tuple[Any, ...]]) -> AsyncIterator[None]:
+def heartbeating(beat: Callable[[], tuple[Any, ...]]) -> contextlib.AbstractAsyncContextManager[None]:
     """Send heartbeats while the block runs, also while a part that is away is waited for."""
-
-    async def go_on() -> None:
-        while True:
-            activity.heartbeat(*beat())
-            await asyncio.sleep(_BEAT_INTERVAL_S)
-
-    async with _beside(go_on()):
-        yield
+    return _beside(_heartbeats(beat))
 
 
-@contextlib.asynccontextmanager
-async def _stopping(interruption: Interruption) -> AsyncIterator[None]:
-    async def wait() -> None:
-        await activity.wait_for_worker_shutdown()
-        interruption.ask()
+def begun(kind: type[M]) -> M | None:
+    """Return what the last heartbeat of an earlier attempt carried; None: there was none."""
+    details = activity.info().heartbeat_details
+    return kind.model_validate(details[0]) if details and details[0] is not None else None
 
-    async with _beside(wait()):
-        yield
+
+async def _heartbeats(beat: Callable[[], tuple[Any, ...]]) -> None:
+    while True:
+        activity.heartbeat(*beat())
+        await asyncio.sleep(_BEAT_INTERVAL_S)
+
+
+async def _until_worker_stops(interruption: Interruption) -> None:
+    await activity.wait_for_worker_shutdown()
+    interruption.ask()
 
 
 @contextlib.asynccontextmanager

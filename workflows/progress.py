@@ -42,14 +42,13 @@ def beating(progress: Progress, beat: Beat | None) -> Progress:
     if beat is None or progress.phase == "paused":
         return progress
     done, rate = progress.done + beat.done, beat.rate_per_s or progress.rate_per_s
-    return progress.model_copy(
-        update={"done": done, "rate_per_s": rate, "left_s": left_s(done, progress.total, rate)}
-    )
+    return estimated(progress.phase, done, progress.total, rate, progress.note)
 
 
-def left_s(done: int, total: int | None, rate_per_s: float | None) -> float | None:
-    """Return the seconds until `total` at this rate; None where either is not known."""
-    return max(0, total - done) / rate_per_s if total is not None and rate_per_s else None
+def estimated(phase: str, done: int, total: int | None, rate_per_s: float | None, note: str) -> Progress:
+    """Return the progress with the time that the rest takes at this rate, where rate and total are known."""
+    left_s = max(0, total - done) / rate_per_s if total is not None and rate_per_s else None
+    return Progress(phase=phase, done=done, total=total, rate_per_s=rate_per_s, left_s=left_s, note=note)
 
 
 def markdown(progress: Progress, **facts: object) -> str:

@@ -1,7 +1,7 @@
 """Every workflow and activity there is: a new one is a line here. The worker and the replay tests read it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
@@ -12,11 +12,9 @@ from workflows.reconcile.workflow import Reconcile
 from workflows.reindex.activities import ReindexActivities
 from workflows.reindex.gate import ReindexGateActivities
 from workflows.reindex.workflow import Reindex
+from workflows.resources import Resources
 from workflows.retry.activities import RetryActivities
 from workflows.retry.workflow import Retry
-
-if TYPE_CHECKING:
-    from workflows.resources import Resources
 
 WORKFLOWS: tuple[type, ...] = (Backfill, Retry, Reconcile, Reindex)
 ACTIVITIES: tuple[type, ...] = (
@@ -43,7 +41,7 @@ _PASSED_THROUGH = (
 """Values and activities only: the workflows themselves, and `control`, are loaded inside the sandbox."""
 
 
-def activities(resources: "Resources") -> list[Callable[..., Any]]:
+def activities(resources: Resources) -> list[Callable[..., Any]]:
     """Return the activities, bound to what they share."""
     instances = [kind(resources) for kind in ACTIVITIES]
     methods = [getattr(instance, name) for instance in instances for name in dir(type(instance))]

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar, cast
 
+from temporalio import activity
+
 from daemon.core.work import Refusal
 from daemon.errors import LivevecError, RejectRow, RetryLater
 from daemon.index.connection import Client, connect
+from daemon.index.durability import Durability
 from daemon.patience import Patience
 from daemon.projection.build import Assembly, EventProjection, Projection, opened, opened_events
 from daemon.projection.slow_lane import EmbedderShare, SlowLane
@@ -77,11 +80,7 @@ class Resources:
         return connect(self.config.redis)
 
     def dead_letter_topic(self, pipeline: Pipeline, key_columns: Sequence[str] = ()) -> DeadLetterTopic:
-        """Return where refused rows of the pipeline go.
-
-        Args:
-            key_columns: of its table.
-        """
+        """Return where refused rows of the pipeline go; `key_columns`: of its table."""
         topic = self.config.kafka.dead_letter_topic(pipeline.name)
         keep_bytes = pipeline.keep_bytes_in_dead_letters
         return DeadLetterTopic(self.dead_letters, topic, pipeline.name, keep_bytes, key_columns)
@@ -96,13 +95,14 @@ class Resources:
         finally:
             _kept_refusals.reset(token)
 
-    def lane(self, projection: Assembly, owner: str) -> SlowLane:
-        """Return the slow lane of one workflow, with a rate of its own, kept between its activities.
+    async def durability(self, projection: Assembly) -> Durability:
+        """Return what tells when the writes from now on are on disk."""
+        return await self.patience.call("redis", Durability.begin, projection.client, self.config.redis)
 
-        Args:
-            owner: the workflow's id.
-        """
+    def lane(self, projection: Assembly) -> SlowLane:
+        """Return the slow lane of the activity's workflow, with a rate of its own, kept between its activities."""
         lanes = self._lanes.setdefault(id(projection.projector), {})
+        owner = activity.info().workflow_id or ""
         if owner not in lanes:
             lanes[owner] = SlowLane(projection.projector, projection.builder, projection.client, self.share)
         return lanes[owner]
@@ -113,13 +113,11 @@ class Resources:
     ) -> AsyncIterator[Projection]:
         """Give the projection of a table into an index version, shared with other activities.
 
+        It raises what `daemon.projection.build.opened` raises.
+
         Args:
             version: None: the one that readers see now; its number is in what this gives.
             fresh: open it anew, to see the table and the registry as they are now.
-
-        Raises:
-            ConfigError: see `daemon.projection.build.opened`.
-            FailureClass: a part failed.
         """
         async with self._shared(pipeline, version, opened, fresh) as projection:
             yield projection

@@ -21,12 +21,7 @@ def of(pipeline: str, table: str) -> TypedSearchAttributes:
 
 
 async def ensure(client: Client) -> None:
-    """Register those that the namespace lacks.
-
-    Raises:
-        WorkflowError: they cannot be read or added; says with which command a person adds them.
-    """
-    missing = dict[str, "IndexedValueType.ValueType"]()
+    """Register those that the namespace lacks; raise WorkflowError, with a command for a person, where it cannot."""
     service = client.operator_service
     try:
         known = await service.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))

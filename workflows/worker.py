@@ -124,10 +124,9 @@ async def _connected(config: Config, health: Health) -> Client:
 
     async def attempt() -> Client:
         try:
-            client = await connect(config, runtime)
+            return await connect(config, runtime)
         except WorkflowError as error:
             raise RetryLater(str(error), _AWAY_S) from error
-        return client
 
     client = await Patience(config.retry, health).call("temporal", attempt)
     try:
@@ -140,16 +139,10 @@ async def _connected(config: Config, health: Health) -> Client:
 
 def _runtime(address: str) -> Runtime:
     try:
-        return Runtime(
-            telemetry=TelemetryConfig(
-                metrics=PrometheusConfig(
-                    bind_address=address,
-                    counters_total_suffix=True,
-                    durations_as_seconds=True,
-                    unit_suffix=True,
-                )
-            )
+        metrics = PrometheusConfig(
+            bind_address=address, counters_total_suffix=True, durations_as_seconds=True, unit_suffix=True
         )
+        return Runtime(telemetry=TelemetryConfig(metrics=metrics))
     except ValueError as error:
         raise ConfigError(
             f"temporal.worker.sdk_metrics_address {address!r} cannot be served ({error}); is another worker "

@@ -63,6 +63,38 @@ def reconcile(
         _run(config, settings, order, wait, as_json)
 
 
+<<<<<<< HEAD
+def _run(config: "Config", pipeline: "Pipeline", order: "ReconcileOrder", wait: bool, as_json: bool) -> None:
+    from daemon.cli import flows
+    from workflows import client as temporal
+    from workflows.reconcile.contract import Reconciled
+    from workflows.reconcile.workflow import Reconcile, workflow_id
+
+    async def start(client: "Client") -> "WorkflowHandle[Any, Any]":
+        return await temporal.start(
+            client,
+            config,
+            Reconcile.run,
+            order,
+            workflow_id=workflow_id(order.subject),
+            pipeline=pipeline,
+            summary=f"Reconcile of {pipeline.table} with {pipeline.name}",
+            details=(
+                f"Compares `{pipeline.table}` with the index `{pipeline.name}` by key range"
+                + (" and mends what differs" if order.subject.repair else "")
+                + ", beside the live changes. Signals: `pause`, `resume`, `throttle` (rows a second)."
+            ),
+        )
+
+    results: list[Reconciled] = []
+
+    def summarize(result: Reconciled) -> str:
+        results.append(result)
+        return _summary(result)
+
+    flows.launch(config, start, wait=wait, as_json=as_json, result_type=Reconciled, summarize=summarize)
+    if results and not results[-1].ok:
+=======
 def _run(config: Config, pipeline: Pipeline, order: ReconcileOrder, wait: bool, as_json: bool) -> None:
     result = flows.launch(
         config,
@@ -82,6 +114,7 @@ def _run(config: Config, pipeline: Pipeline, order: ReconcileOrder, wait: bool, 
         summarize=_summary,
     )
     if result is not None and not result.ok:
+>>>>>>> main
         if not as_json:
             _show_left(result)
         raise typer.Exit(1)

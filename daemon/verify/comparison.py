@@ -73,15 +73,25 @@ class RowComparison:
             for identifier, document in documents.items()
         }
         vectors: list[tuple[str, str, bytes]] = []
-        for identifier, chunk in self._judged(wanted, documents):
-            if chunk.vector is not None and len(chunk.vector) == self._sides.vector_bytes:
-                vectors.append((identifier, chunk.fields.get("text", ""), chunk.vector))
-            else:
-                differences[identifier].add(Difference.WRONG_VECTOR)
+        held: dict[str, str] = {}
+        stored = self._sides.stored
+        for identifier, document in documents.items():
+            if wanted[identifier] is None:
+                continue
+            for number, chunk in enumerate(document.chunks):
+                if chunk is None:
+                    continue
+                held[stored.layout.chunk_key(identifier, number)] = identifier
+                if chunk.vector is not None and len(chunk.vector) == self._sides.vector_bytes:
+                    vectors.append((identifier, chunk.fields.get("text", ""), chunk.vector))
+                else:
+                    differences[identifier].add(Difference.WRONG_VECTOR)
         for identifier in await self._wrong_vectors(vectors):
             differences[identifier].add(Difference.WRONG_VECTOR)
-        for identifier in await self._not_indexed(wanted, documents):
-            differences[identifier].add(Difference.NOT_INDEXED)
+        searchable = await stored.searchable(list(held))
+        for key, identifier in held.items():
+            if key not in searchable:
+                differences[identifier].add(Difference.NOT_INDEXED)
         return {
             identifier: Look(
                 frozenset(differences[identifier]),
@@ -93,15 +103,19 @@ class RowComparison:
     async def look_again(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> dict[str, Look]:
         """Find all differences of these documents, from the rows as they are now.
 
-        Args:
-            surplus: numbers of chunks that may be beyond those that a document has, by document.
+        `surplus`: numbers of chunks that may be beyond those that a document has, by document.
         """
         rows = {identifier: row for identifier, _, row in await self._sides.reread(ids)}
         looks = await self.looks(self.rendered(rows))
-        for identifier in await self._still_surplus(ids, surplus):
-            # Hashes of a document without a row are orphans.
-            kind = Difference.ORPHANED if rows[identifier] is None else Difference.SURPLUS_CHUNKS
-            looks[identifier] = Look(looks[identifier].differences | {kind}, looks[identifier].version)
+        stored = self._sides.stored
+        hashes = [(identifier, number) for identifier in ids for number in surplus.get(identifier, ())]
+        kept = dict(zip(ids, await stored.bookkeeping(ids), strict=True))
+        there = await stored.existing([stored.layout.chunk_key(*place) for place in hashes])
+        for (identifier, number), exists in zip(hashes, there, strict=True):
+            if exists and number >= kept[identifier].chunks:
+                # Hashes of a document without a row are orphans.
+                kind = Difference.ORPHANED if rows[identifier] is None else Difference.SURPLUS_CHUNKS
+                looks[identifier] = Look(looks[identifier].differences | {kind}, looks[identifier].version)
         return looks
 
     def _render(self, row: Row) -> Document | RejectRow:
@@ -109,14 +123,6 @@ class RowComparison:
             return self._sides.projection.builder.build(row)
         except RejectRow as error:
             return error
-
-    def _judged(
-        self, wanted: Mapping[str, Wanted], documents: Mapping[str, StoredDocument]
-    ) -> Iterable[tuple[str, StoredChunk]]:
-        """Give the chunks that are there, of documents that have a row."""
-        for identifier, document in documents.items():
-            if wanted[identifier] is not None:
-                yield from ((identifier, chunk) for chunk in document.chunks if chunk is not None)
 
     def _of_row(self, identifier: str, wanted: Wanted, document: StoredDocument) -> set[Difference]:
         if wanted is None:
@@ -141,36 +147,6 @@ class RowComparison:
         ):
             differences.add(Difference.STALE)
         return differences
-
-    async def _not_indexed(
-        self, wanted: Mapping[str, Wanted], documents: Mapping[str, StoredDocument]
-    ) -> set[str]:
-        """Return the documents of which a search does not find every chunk that Redis holds."""
-        stored = self._sides.stored
-        held = {
-            stored.layout.chunk_key(identifier, number): identifier
-            for identifier, document in documents.items()
-            if wanted[identifier] is not None
-            for number, chunk in enumerate(document.chunks)
-            if chunk is not None
-        }
-        searchable = await stored.searchable(list(held))
-        return {identifier for key, identifier in held.items() if key not in searchable}
-
-    async def _still_surplus(self, ids: Sequence[str], surplus: Mapping[str, Iterable[int]]) -> set[str]:
-        stored = self._sides.stored
-        hashes = [
-            (identifier, number) for identifier in ids for number in sorted(surplus.get(identifier, ()))
-        ]
-        kept = dict(zip(ids, await stored.bookkeeping(ids), strict=True))
-        there = await stored.existing(
-            [stored.layout.chunk_key(identifier, number) for identifier, number in hashes]
-        )
-        return {
-            identifier
-            for (identifier, number), exists in zip(hashes, there, strict=True)
-            if exists and number >= kept[identifier].chunks
-        }
 
     async def _wrong_vectors(self, vectors: Sequence[tuple[str, str, bytes]]) -> set[str]:
         """Return the ids of which a stored vector is not the embedding of the stored text."""

@@ -16,7 +16,7 @@ from daemon.index.keyspace import KEYS_PER_STEP, WalkPosition
 from daemon.projection.slow_lane import EmbedderShare, SlowLane
 from daemon.verify.comparison import RowComparison, Wanted
 from daemon.verify.differences import Difference, Differences, Tally, added, counted, examples
-from daemon.verify.looks import LookPace, SecondLooks
+from daemon.verify.looks import SecondLooks
 from daemon.verify.pace import Interruption, Rate
 from daemon.verify.sides import ROWS_PER_CHUNK, Key, Sides
 
@@ -90,9 +90,7 @@ class Mender:
             written = await self._lane.project(rows, rewrite=differing.keys())
             outcomes = added(outcomes, {outcome.value: count for outcome, count in written.items()})
         stored = self._sides.stored
-        hashes = [
-            (identifier, number) for identifier in differing for number in sorted(surplus.get(identifier, ()))
-        ]
+        hashes = [(document, number) for document in differing for number in surplus.get(document, ())]
         pruned = await stored.prune(hashes)
         await stored.keyspace.remove(foreign)
         await self._durability.reached()
@@ -114,7 +112,7 @@ class Examiner:
         share: of the embedder.
         whole: read the documents whole (and embed their texts, if the sides have an embedder); else their digests.
         mender: None: tell what differs, and mend nothing.
-        lag_s: see `LookPace`.
+        lag_s: see `SecondLooks`.
         on_seen: gets ("rows" or "documents", how many more were seen).
         on_settled: gets what stayed different, and the foreign keys.
     """
@@ -139,7 +137,7 @@ class Examiner:
         self._on_settled = on_settled
         self._whole = whole
         self._share = share
-        self._looks = SecondLooks(self.comparison, LookPace(lag_s))
+        self._looks = SecondLooks(self.comparison, lag_s)
 
     async def suspects(self, wanted: Mapping[str, Wanted]) -> set[str]:
         """Return the documents that differ at a first look."""
@@ -200,11 +198,7 @@ class RangeCheck:
         self._rate = Rate(rate)
 
     async def run(self, examiner: Examiner) -> RangeChecked:
-        """Check until the range's end, or until asked to end.
-
-        Raises:
-            FailureClass: a part failed.
-        """
+        """Check until the range's end, or until asked to end; raise FailureClass where a part failed."""
         suspects: set[str] = set()
         seen, since_s = Tally(), time.monotonic()
         async for batch in examiner.sides.batches(self.checked.after, self._until):
@@ -280,11 +274,7 @@ class KeysCheck:
         self._rate = Rate(rate)
 
     async def run(self, examiner: Examiner) -> KeysChecked:
-        """Check until Redis has no more keys, or until asked to end.
-
-        Raises:
-            FailureClass: a part failed.
-        """
+        """Check until Redis has no more keys, or until asked to end; raise FailureClass where a part failed."""
         keyspace = examiner.sides.stored.keyspace
         position = self.checked.position or await keyspace.beginning()
         seen, since_s = _KeysSeen(), time.monotonic()

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemon.verify.comparison import Look, RowComparison
 from daemon.verify.differences import Difference, Differences
@@ -19,25 +19,6 @@ _LAGGING = frozenset({Difference.MISSING, Difference.STALE, Difference.ORPHANED}
 _LAG_PAUSE_S = 1.0
 
 
-@dataclass(frozen=True)
-class LookPace:
-    """How long a difference must stay before it counts.
-
-    Attributes:
-        lag_s: how long a change may be on its way, from its commit until it is applied. While a document is missing,
-            stale or orphaned, it may just wait for its change; with 0, the looks alone decide.
-    """
-
-    lag_s: float = 0.0
-
-    def pause_s(self, number: int) -> float:
-        return LOOK_PAUSE_S if number <= LOOKS or not self.lag_s else _LAG_PAUSE_S
-
-    @property
-    def looks_max(self) -> int:
-        return LOOKS_MAX + int(self.lag_s / _LAG_PAUSE_S)
-
-
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """The same look, `count` times in a row since `since_s`."""
@@ -48,11 +29,17 @@ class _Seen:
 
 
 class SecondLooks:
-    """Looks again at suspects until each counts as different, or is cleared."""
+    """Looks again at suspects until each counts as different, or is cleared.
 
-    def __init__(self, comparison: RowComparison, pace: LookPace = LookPace()) -> None:
+    Args:
+        lag_s: how long a change may be on its way, from its commit until it is applied. While a document is missing,
+            stale or orphaned, it may just wait for its change; with 0, the looks alone decide.
+    """
+
+    def __init__(self, comparison: RowComparison, lag_s: float = 0.0) -> None:
         self._comparison = comparison
-        self._pace = pace
+        self._lag_s = lag_s
+        self._looks_max = LOOKS_MAX + int(lag_s / _LAG_PAUSE_S)
 
     async def settle(
         self,
@@ -60,19 +47,14 @@ class SecondLooks:
         surplus: Mapping[str, Iterable[int]],
         stop: Callable[[], bool] = lambda: False,
     ) -> Differences | None:
-        """Return what stayed different, by document; None: stopped before that was known.
-
-        Args:
-            surplus: see `RowComparison.look_again`.
-            stop: asked before each look.
-        """
+        """Return what stayed different, by document; None: `stop`, asked before each look, said so earlier."""
         before: dict[str, _Seen] = {}
         differing: dict[str, frozenset[Difference]] = {}
         left = sorted(suspects)
         number = 0
         while left:
             if number:
-                await asyncio.sleep(self._pace.pause_s(number))
+                await asyncio.sleep(LOOK_PAUSE_S if number <= LOOKS or not self._lag_s else _LAG_PAUSE_S)
             if stop():
                 return None
             number += 1
@@ -81,15 +63,18 @@ class SecondLooks:
                 part = left[start : start + ROWS_PER_CHUNK]
                 looks = await self._comparison.look_again(part, surplus)
                 now_s = time.monotonic()
-                for one, look in looks.items():
+                for identifier, look in looks.items():
                     if not look.differences:
                         continue
-                    seen = before[one] = _again(before.get(one), look, now_s)
+                    seen = before.get(identifier)
+                    if seen is None or seen.look != look:
+                        seen = _Seen(look, 0, now_s)
+                    seen = before[identifier] = replace(seen, count=seen.count + 1)
                     verdict = self._verdict(seen, number, now_s)
                     if verdict is None:
-                        waiting.append(one)
+                        waiting.append(identifier)
                     elif verdict:
-                        differing[one] = verdict
+                        differing[identifier] = verdict
             left = waiting
         return differing
 
@@ -97,15 +82,9 @@ class SecondLooks:
         """Return the differences that count, none if it is cleared; None: look again."""
         differences = seen.look.differences
         stayed = seen.count >= LOOKS
-        if stayed and (not differences & _LAGGING or now_s - seen.since_s >= self._pace.lag_s):
+        if stayed and (not differences & _LAGGING or now_s - seen.since_s >= self._lag_s):
             return differences
-        if number < self._pace.looks_max:
+        if number < self._looks_max:
             return None
         # Written at every look: what its own changes bring about is no difference, where a lag is allowed for.
-        return differences - _LAGGING if self._pace.lag_s and not stayed else differences
-
-
-def _again(before: _Seen | None, look: Look, now_s: float) -> _Seen:
-    if before is None or before.look != look:
-        return _Seen(look, 1, now_s)
-    return _Seen(look, before.count + 1, before.since_s)
+        return differences - _LAGGING if self._lag_s and not stayed else differences

@@ -18,12 +18,12 @@ from daemon.core.work import Refusal
 from daemon.errors import FailureClass, RejectRow, StopPipeline
 from daemon.index.durability import Durability
 from daemon.index.layout import document_id
-from daemon.index.writer import IndexWriter
 from daemon.projection.build import Projection
 from daemon.projection.projector import SourceRow
 from daemon.projection.slow_lane import SlowLane
 from daemon.source.postgres.failures import refusal_of_read
 from daemon.source.postgres.reader import BlockingTransaction, SnapshotRows
+from daemon.verify.differences import added
 from daemon.verify.examiner import refuse_emptying
 from daemon.verify.pace import Interruption
 from daemon.verify.sides import Key, OnProgress
@@ -121,15 +121,11 @@ async def refill(
             f"{copied.unreadable} rows of {table.name} could not be read, so orphans were left; correct the rows "
             f"(`livevec backfill {projection.pipeline.name}` names them in its dead letters) and repair again"
         )
-    swept = await close(
-        projection,
-        durability,
-        snapshot,
-        marks,
-        lambda seen: on_progress("sweep", seen, None),
-        may_empty=may_empty,
-    )
-    return copied, swept
+
+    def swept(seen: int) -> None:
+        on_progress("sweep", seen, None)
+
+    return copied, await close(projection, durability, snapshot, marks, swept, may_empty=may_empty)
 
 
 async def close(
@@ -154,24 +150,18 @@ async def close(
     """
     writer = projection.writer
     if not may_empty:
-        documents, beaten = await _beaten(writer, snapshot)
+        documents = beaten = 0
+        async for ids in writer.ids(500):
+            for stored in await writer.lookup(ids):
+                if stored is not None and stored.content_hash is not None:
+                    documents += 1
+                    beaten += sweeps(snapshot, stored.version)
         refuse_emptying(projection.pipeline.name, beaten, documents)
     await writer.raise_floors(snapshot)
     removed = await writer.sweep(snapshot, on_progress)
     await durability.reached()
     await writer.reconciled(marks)
     return removed
-
-
-async def _beaten(writer: IndexWriter, snapshot: SnapshotVersion) -> tuple[int, int]:
-    """Count the documents, and those that a sweep would remove."""
-    documents = beaten = 0
-    async for ids in writer.ids(500):
-        for stored in await writer.lookup(ids):
-            if stored is not None and stored.content_hash is not None:
-                documents += 1
-                beaten += sweeps(snapshot, stored.version)
-    return documents, beaten
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +176,7 @@ class _Read:
 
 
 class Copier:
-    """Copies rows until the range or the time is over, or until asked to end.
-
-    Args:
-        begun: where an earlier attempt was.
-    """
+    """Copies rows until the range or the time is over, or until asked to end; `begun`: where an earlier attempt was."""
 
     def __init__(
         self, projection: Projection, lane: SlowLane, durability: Durability, order: KeyRange, begun: Copied
@@ -208,17 +194,14 @@ class Copier:
         self._before = begun.rows
 
     async def run(self, interruption: Interruption) -> Copied:
-        """Return what was copied; all of it is on disk.
-
-        Raises:
-            FailureClass: a part failed; `copied` is where to go on from.
-        """
+        """Return what was copied, all of it on disk; where FailureClass is raised, go on from `copied`."""
         steps: deque[tuple[_Read, asyncio.Task[Counter[Outcome]]]] = deque()
         reading = asyncio.ensure_future(self._read(self.copied.after))
+        limit_s = float("inf") if self._order.limit_s is None else self._order.limit_s
         try:
             while not self.copied.ended:
                 await self._free.acquire()
-                if interruption.asked or self._is_over():
+                if interruption.asked or time.monotonic() - self._began_s > limit_s:
                     break
                 read = await reading
                 if not read.ended:
@@ -234,10 +217,6 @@ class Copier:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
         return self.copied
-
-    def _is_over(self) -> bool:
-        limit_s = self._order.limit_s
-        return limit_s is not None and time.monotonic() - self._began_s > limit_s
 
     async def _step(self, rows: Sequence[SourceRow]) -> Counter[Outcome]:
         try:
@@ -263,17 +242,15 @@ class Copier:
     def _move_on(self, read: _Read, outcomes: Counter[Outcome]) -> None:
         before = self.copied
         rows = before.rows + len(read.rows) + read.unreadable
-        counts = Counter(before.outcomes)
-        counts.update({outcome.value: count for outcome, count in outcomes.items()})
-        if read.unreadable:
-            counts[Outcome.DEAD_LETTERED.value] += read.unreadable
+        counts = {outcome.value: count for outcome, count in outcomes.items()}
+        dead_lettered = {Outcome.DEAD_LETTERED.value: read.unreadable}
         rate_per_s = (rows - self._before) / max(time.monotonic() - self._began_s, 1e-3)
         self._limit = self._adapted(read.rows, rate_per_s)
         self.copied = Copied(
             after=read.after,
             ended=read.ended,
             rows=rows,
-            outcomes=dict(counts),
+            outcomes=added(added(before.outcomes, counts), dead_lettered),
             unreadable=before.unreadable + read.unreadable,
             skipped=read.skipped,
             rate_per_s=rate_per_s,
@@ -300,35 +277,37 @@ class Copier:
     async def _read(self, after: Key | None) -> _Read:
         """Read the next rows; where they cannot be read, fewer, down to the one row that cannot."""
         limit = self._limit
-        while True:
-            try:
-                read = await self._chunk(after, limit, self._projection.builder.columns)
-            except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
-                refused = refusal_of_read(error)
-                if refused is None:
-                    raise
-                if limit == 1:
-                    return await self._past_unreadable(after, refused)
-                limit //= 2
-                continue
-            self._inclusive = False
-            key = self._projection.rows.key
-            rows = [(document_id(key(row)), read.version, row) for row in read.rows]
-            return _Read(rows, key(read.rows[-1]) if read.rows else after, ended=len(rows) < limit)
+        while isinstance(
+            read := await self._chunk(after, limit, self._projection.builder.columns), RejectRow
+        ):
+            if limit == 1:
+                return await self._past_unreadable(after, read)
+            limit //= 2
+        self._inclusive = False
+        key = self._projection.rows.key
+        rows = [(document_id(key(row)), read.version, row) for row in read.rows]
+        return _Read(rows, key(read.rows[-1]) if read.rows else after, ended=len(rows) < limit)
 
-    async def _chunk(self, after: Key | None, limit: int, columns: Sequence[str]) -> SnapshotRows:
+    async def _chunk(self, after: Key | None, limit: int, columns: Sequence[str]) -> SnapshotRows | RejectRow:
+        """Read some rows; where one of them cannot be read, return why."""
         order, projection = self._order, self._projection
-        return await projection.patience.call(
-            projection.reader.part,
-            projection.reader.chunk,
-            projection.table,
-            after,
-            limit,
-            columns,
-            order.where if columns else None,
-            order.until,
-            inclusive=self._inclusive,
-        )
+        try:
+            return await projection.patience.call(
+                projection.reader.part,
+                projection.reader.chunk,
+                projection.table,
+                after,
+                limit,
+                columns,
+                order.where if columns else None,
+                order.until,
+                inclusive=self._inclusive,
+            )
+        except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
+            refused = refusal_of_read(error)
+            if refused is None:
+                raise
+            return refused
 
     async def _past_unreadable(self, after: Key | None, refused: RejectRow) -> _Read:
         """Dead-letter the row that is next, by its key alone; where not even that can be read, skip the range."""
@@ -337,11 +316,8 @@ class Copier:
                 f"more than {_UNREADABLE_MAX} rows cannot be read ({refused}); their keys are in the dead letters: "
                 "correct the rows, or --where, and start the backfill again"
             )
-        try:
-            read = await self._chunk(after, 1, ())
-        except (FailureClass, ValueError, ArithmeticError, LookupError) as error:
-            if refusal_of_read(error) is None:
-                raise
+        read = await self._chunk(after, 1, ())
+        if isinstance(read, RejectRow):
             await self._reject("", refused)
             return _Read((), after, ended=True, unreadable=1, skipped=True)
         if not read.rows:

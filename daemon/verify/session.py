@@ -59,11 +59,7 @@ class Session:
         self._sides = Sides(projection, vectors=vectors)
 
     async def check(self, on_progress: OnProgress) -> IndexFindings:
-        """Compare all rows and all keys, once and where they differ again; holds the ids of what differs.
-
-        Raises:
-            FailureClass: a part failed.
-        """
+        """Compare all rows and all keys, once and where they differ again; raise FailureClass where a part failed."""
         differing: dict[str, frozenset[Difference]] = {}
         foreign_keys: set[str] = set()
 

@@ -52,11 +52,8 @@ class Sides:
         )
         self.vector_type = projection.version.type
         self.dimension = projection.space.dimension
+        self.vector_bytes = size_bytes(self.vector_type, self.dimension)
         self._keys = TableRows(projection.reader, projection.table, (), _KEYS_PER_READ)
-
-    @property
-    def vector_bytes(self) -> int:
-        return size_bytes(self.vector_type, self.dimension)
 
     async def batches(self, after: Key | None, until: Key | None) -> AsyncIterator[RowBatch]:
         """Give the rows of a key range in the order of the primary key; each batch is a snapshot of its own."""
@@ -100,7 +97,7 @@ class Sides:
             # The key or the table? A table that has changed under us cannot be read from its beginning either.
             await self._chunk(None, 1, None)
             return rows + await self._absent(left)
-        return rows + [(one, version, row) for one, (version, row) in zip(fitting, read, strict=True)]
+        return rows + [(identifier, *reread) for identifier, reread in zip(fitting, read, strict=True)]
 
     async def _absent(self, ids: Iterable[str]) -> list[SourceRow]:
         version = await self._call(self.projection.reader.snapshot)

@@ -9,7 +9,6 @@ from daemon.core.plan import Stored
 from daemon.index import schema
 from daemon.index.connection import Client, IndexMissing, translated
 from daemon.index.keyspace import Keyspace
-from daemon.index.schema import IndexInfo
 from daemon.index.writer import IndexWriter
 
 _SEARCHED_MAX = 500
@@ -92,7 +91,7 @@ class StoredDocuments:
 
     async def bookkeeping(self, ids: Sequence[str]) -> list[Bookkeeping]:
         """Read the digests and the number of chunks of each document, in one round trip."""
-        commands = [("HMGET", self.layout.bookkeeping(one), "h", "m", "n") for one in ids]
+        commands = [("HMGET", self.layout.bookkeeping(identifier), "h", "m", "n") for identifier in ids]
         return [
             Bookkeeping((text.decode(), metadata.decode()) if text and metadata else None, int(count or 0))
             for text, metadata, count in await self._pipelined(commands)
@@ -116,34 +115,27 @@ class StoredDocuments:
 
     async def existing(self, keys: Sequence[str]) -> list[bool]:
         """Return whether each hash is there."""
-        return [bool(found) for found in await self._pipelined([("EXISTS", key) for key in keys])]
+        return [bool(count) for count in await self._pipelined([("EXISTS", key) for key in keys])]
 
-    async def info(self) -> IndexInfo | None:
-        """Return what the index says of itself; None where there is no index."""
-        return await schema.info(self._client, self.layout.index)
-
-    async def built(self, on_wait: Callable[[int], None]) -> IndexInfo | None:
+    async def built(self, on_wait: Callable[[int], None]) -> None:
         """Wait until an index that was just made covers what was there before."""
-        while (info := await self.info()) is not None and info.building:
+        while (info := await schema.info(self._client, self.layout.index)) is not None and info.building:
             on_wait(info.documents)
             await asyncio.sleep(_BUILDING_POLL_S)
-        return info
 
     async def searchable(self, keys: Sequence[str]) -> set[str]:
         """Return those of these hashes that a search finds; none where there is no index."""
         searchable: set[str] = set()
         for start in range(0, len(keys), _SEARCHED_MAX):
-            searchable |= await self._found(keys[start : start + _SEARCHED_MAX])
+            part = keys[start : start + _SEARCHED_MAX]
+            query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(part))
+            try:
+                with translated():
+                    reply = await self._client.execute_command(*query, "INKEYS", len(part), *part)
+            except IndexMissing:
+                return set()
+            searchable |= {hit[b"id"].decode("utf-8", "replace") for hit in reply[b"results"]}
         return searchable
-
-    async def _found(self, keys: Sequence[str]) -> set[str]:
-        query = ("FT.SEARCH", self.layout.index, "*", "NOCONTENT", "LIMIT", 0, len(keys))
-        try:
-            with translated():
-                reply = await self._client.execute_command(*query, "INKEYS", len(keys), *keys)
-        except IndexMissing:
-            return set()
-        return set(_keys(reply))
 
     async def prune(self, hashes: Sequence[tuple[str, int]]) -> int:
         """Remove hashes of (id, chunk number) beyond those that their document has; return how many."""
@@ -187,17 +179,3 @@ def _chunk(fields: Mapping[bytes, bytes]) -> StoredChunk | None:
         if name != b"embedding"
     }
     return StoredChunk(plain, fields.get(b"embedding"))
-
-
-def _keys(reply: Any) -> list[str]:
-    """Parse the reply of a search: RESP3 answers a map with `results`, RESP2 a list: the total, then keys."""
-    if isinstance(reply, Mapping):
-        plain = {_text(name): value for name, value in reply.items()}
-        return [
-            _text(value) for one in plain["results"] for name, value in one.items() if _text(name) == "id"
-        ]
-    return [_text(key) for key in reply[1:]]
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

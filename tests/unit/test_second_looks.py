@@ -8,9 +8,9 @@ import pytest
 
 from daemon.verify.comparison import Look
 from daemon.verify.differences import Difference as D
-from daemon.verify.looks import LOOKS, LOOKS_MAX, LookPace, SecondLooks
+from daemon.verify.looks import LOOKS, LOOKS_MAX, SecondLooks
 
-AT_ONCE = LookPace()
+AT_ONCE = 0.0
 
 
 class ScriptedComparison:
@@ -46,9 +46,9 @@ def written(*kinds: D) -> Iterator[Look]:
     return (Look(frozenset(kinds), str(number)) for number in itertools.count())
 
 
-async def told(script: Iterable[Look], pace: LookPace = AT_ONCE) -> tuple[Any, int]:
+async def told(script: Iterable[Look], lag_s: float = AT_ONCE) -> tuple[Any, int]:
     comparison = ScriptedComparison(script)
-    found = await SecondLooks(comparison, pace).settle({"a"}, {})  # type: ignore[arg-type]
+    found = await SecondLooks(comparison, lag_s).settle({"a"}, {})  # type: ignore[arg-type]
     return found, comparison.count
 
 
@@ -70,17 +70,17 @@ async def test_a_document_that_is_written_meanwhile_is_looked_at_anew() -> None:
 async def test_what_a_lag_may_bring_about_is_told_only_after_it(kind: D) -> None:
     for absent_s, expected in ((25.0, {}), (40.0, {"a": {kind}})):
         late = itertools.chain(itertools.islice(at_rest(kind), int(absent_s)), at_rest())
-        found, _ = await told(late, LookPace(lag_s=30.0))
+        found, _ = await told(late, 30.0)
         assert found == expected
 
 
 @pytest.mark.parametrize("kind", [D.LOST_CHUNKS, D.NOT_INDEXED, D.SURPLUS_CHUNKS, D.WRONG_VECTOR])
 async def test_what_no_lag_brings_about_does_not_wait_for_it(kind: D) -> None:
-    assert await told(at_rest(kind), LookPace(lag_s=30.0)) == ({"a": {kind}}, LOOKS)
+    assert await told(at_rest(kind), 30.0) == ({"a": {kind}}, LOOKS)
 
 
 async def test_a_document_that_is_always_being_written_is_not_told_for_its_own_changes() -> None:
-    found, count = await told(written(D.STALE, D.NOT_INDEXED), LookPace(lag_s=30.0))
+    found, count = await told(written(D.STALE, D.NOT_INDEXED), 30.0)
     assert found == {"a": {D.NOT_INDEXED}}
     assert count == LOOKS_MAX + 30
 

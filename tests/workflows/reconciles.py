@@ -15,8 +15,8 @@ from daemon.verify.differences import Difference
 from daemon.verify.session import opened
 from tests.support.mirrored_table import MirroredTable
 from workflows.client import connect, start
-from workflows.reconcile.contract import Subject
-from workflows.reconcile.workflow import Reconcile, Reconciled, ReconcileOrder
+from workflows.reconcile.contract import Reconciled, Subject
+from workflows.reconcile.workflow import Reconcile, ReconcileOrder
 
 LAG_S = 1.0
 """Long enough for nothing to be on its way: no daemon runs, or it is idle."""

@@ -25,7 +25,8 @@ from workflows import search_attributes
 from workflows.backfill.workflow import BackfillOrder, BackfillResult
 from workflows.client import reason
 from workflows.failures import application_error
-from workflows.reconcile.workflow import Reconciled, ReconcileOrder
+from workflows.reconcile.contract import Reconciled
+from workflows.reconcile.workflow import ReconcileOrder
 from workflows.registry import sandbox
 from workflows.reindex.contract import (
     APPROVAL,

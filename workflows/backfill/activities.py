@@ -7,7 +7,6 @@ from temporalio import activity
 
 from daemon.core.version import SnapshotVersion, decode
 from daemon.errors import ConfigError, RetryLater, StopPipeline
-from daemon.index.durability import Durability
 from daemon.index.layout import document_key
 from daemon.projection.build import Projection
 from daemon.verify.pace import Interruption
@@ -22,7 +21,7 @@ from workflows.backfill.contract import (
     Swept,
     Target,
 )
-from workflows.interruption import interruptible
+from workflows.interruption import begun, interruptible
 from workflows.progress import Beat
 from workflows.resources import Resources
 
@@ -85,17 +84,17 @@ class BackfillActivities:
         async def work(interruption: Interruption) -> BarrierSeen:
             async with self._resources.projection(look.pipeline, look.version) as projection:
                 call, reader = projection.patience.call, projection.reader
-                begun = await call(reader.part, reader.barrier_begun) if look.begun is None else look.begun
+                barrier = await call(reader.part, reader.barrier_begun) if look.begun is None else look.begun
                 looks = 0
                 while True:
-                    passed = await call(reader.part, reader.barrier_passed, begun)
+                    passed = await call(reader.part, reader.barrier_passed, barrier)
                     if isinstance(passed, SnapshotVersion):
-                        return BarrierSeen(begun=begun, snapshot=passed.encode())
+                        return BarrierSeen(begun=barrier, snapshot=passed.encode())
                     blocking = tuple(str(transaction) for transaction in passed)
                     looks += 1
                     over = looks * _LOOK_S >= LOOKING_S
                     if blocking != look.seen or over or await interruption.wait(_LOOK_S):
-                        return BarrierSeen(begun=begun, snapshot=None, blocking=blocking)
+                        return BarrierSeen(begun=barrier, snapshot=None, blocking=blocking)
 
         return await interruptible(work, lambda: ())
 
@@ -106,7 +105,7 @@ class BackfillActivities:
         Raises:
             StopPipeline: the table is not the one that the backfill was planned for.
         """
-        begun = _begun(order)
+        start = begun(Copied) or Copied(after=order.after, rows_per_read=order.rows_per_read)
         copier: Copier | None = None
 
         async def work(interruption: Interruption) -> Copied:
@@ -117,16 +116,14 @@ class BackfillActivities:
                         f"{projection.table.name} has other columns, or another key, than when this backfill "
                         f"began; start it again: `livevec backfill {order.pipeline}`"
                     )
-                durability = await projection.patience.call(
-                    "redis", Durability.begin, projection.client, self._resources.config.redis
-                )
-                lane = self._resources.lane(projection, activity.info().workflow_id or "")
+                durability = await self._resources.durability(projection)
+                lane = self._resources.lane(projection)
                 lane.rate_rows_s = order.rate
-                copier = Copier(projection, lane, durability, order, begun)
+                copier = Copier(projection, lane, durability, order, start)
                 return await copier.run(interruption)
 
         def beat() -> tuple[Any, ...]:
-            now = copier.copied if copier else begun
+            now = copier.copied if copier else start
             return now, Beat(done=now.rows, rate_per_s=now.rate_per_s if copier else None)
 
         return await interruptible(work, beat)
@@ -150,20 +147,13 @@ class BackfillActivities:
                     )
 
             async with self._resources.projection(closing.pipeline, closing.version) as projection:
-                durability = await Durability.begin(projection.client, self._resources.config.redis)
+                durability = await self._resources.durability(projection)
                 snapshot = decode(closing.snapshot)
                 assert isinstance(snapshot, SnapshotVersion)
                 removed = await close(projection, durability, snapshot, closing.marks, progressed)
             return Swept(removed=removed)
 
         return await interruptible(work, lambda: (None, Beat(done=seen)))
-
-
-def _begun(order: CopyOrder) -> Copied:
-    details = activity.info().heartbeat_details
-    if details and details[0] is not None:
-        return Copied.model_validate(details[0])
-    return Copied(after=order.after, rows_per_read=order.rows_per_read)
 
 
 async def _key(target: Target, projection: Projection) -> Key | None:

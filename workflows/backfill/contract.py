@@ -80,8 +80,7 @@ class Closing(Contract):
 
     Attributes:
         snapshot: S0: what is older and was not read has no row.
-        reasons: why a reconcile was due at the start; dealt with by now.
-        marks: the same, each with the time since when; only a mark that is still that one is cleared.
+        reasons, marks: see BackfillPlan; only a mark that is still that one is cleared.
     """
 
     pipeline: str

@@ -12,7 +12,7 @@ from daemon.verify.sides import Key
 from workflows.backfill.activities import LOOKING_S, BackfillActivities
 from workflows.backfill.contract import BackfillPlan, BarrierLook, Closing, CopyOrder, Target
 from workflows.control import Controlled
-from workflows.progress import ENDED, Contract, Progress, left_s
+from workflows.progress import ENDED, Contract, estimated
 
 PLANNING, WAITING, COPYING, SWEEPING = "planning", "waiting", "copying", "sweeping"
 _ROWS_PER_READ_FIRST = 256
@@ -70,12 +70,10 @@ class BackfillResult(Contract):
     """What a backfill did.
 
     Attributes:
-        rows: read.
         outcomes: of the rows: embedded, metadata, unchanged, superseded (a newer change was there), dead_lettered.
         swept: orphans and old markers removed; None: it was not a full backfill, or rows could not be read.
         unreadable: rows that could not be read; in the dead letters.
         reasons: why a reconcile had been due; dealt with now.
-        note: what a person should know.
     """
 
     pipeline: str
@@ -110,11 +108,7 @@ class Backfill(Controlled):
 
     @workflow.run
     async def run(self, order: BackfillOrder) -> BackfillResult:
-        """Run the backfill; see the module.
-
-        Raises:
-            ApplicationError: a person has to act first; the message says how.
-        """
+        """Run the backfill; see the module."""
         try:
             plan = self._state.plan or await self._plan()
             if self._state.snapshot is None:
@@ -145,7 +139,7 @@ class Backfill(Controlled):
             if reply is not None:
                 self._update(begun=reply.begun, snapshot=reply.snapshot)
                 seen = reply.blocking
-            self._check_cancelled()
+            self.check_cancelled()
             if reply is not None and reply.snapshot is not None:
                 return
             self._continue_if_long()
@@ -171,7 +165,7 @@ class Backfill(Controlled):
             copied = await self.slice(BackfillActivities.copy, order, _TIMEOUT, f"rows {state.rows:,} and on")
             if copied is not None:
                 self._add(copied, until)
-            self._check_cancelled()
+            self.check_cancelled()
             self._continue_if_long()
 
     def _add(self, copied: Copied, until: Key | None) -> None:
@@ -191,8 +185,7 @@ class Backfill(Controlled):
 
     async def _close(self, plan: BackfillPlan) -> BackfillResult:
         state = self._state
-        swept: int | None = None
-        note = state.note
+        swept, note = None, state.note
         if self._target.full and not state.unreadable and not state.skipped:
             self._tell(SWEEPING)
             await self.unpaused()
@@ -204,9 +197,8 @@ class Backfill(Controlled):
                 reasons=plan.reasons,
                 marks=plan.marks,
             )
-            swept = (
-                await self.step(BackfillActivities.close, closing, _TIMEOUT_SWEEP, "remove orphans")
-            ).removed
+            done = await self.step(BackfillActivities.close, closing, _TIMEOUT_SWEEP, "remove orphans")
+            swept = done.removed
         elif self._target.full:
             note = (
                 f"{state.unreadable} rows could not be read (see the dead letters), so orphans were left: correct "
@@ -231,26 +223,15 @@ class Backfill(Controlled):
         state = self._state.model_copy(update={"rate": self.rate, "paused": self.is_paused})
         workflow.continue_as_new(self._order.model_copy(update={"state": state}))
 
-    def _check_cancelled(self) -> None:
-        if self.cancelled:
-            raise asyncio.CancelledError
-
     def _update(self, **changes: object) -> None:
         self._state = self._state.model_copy(update=changes)
 
     def _tell(self, phase: str, note: str = "") -> None:
         state = self._state
         total = max(state.plan.total, state.rows) if state.plan else None
-        progress = Progress(
-            phase=phase,
-            done=state.rows,
-            total=total,
-            rate_per_s=self._rate_shown if phase == COPYING else None,
-            left_s=left_s(state.rows, total, self._rate_shown) if phase == COPYING else None,
-            note=note or state.note,
-        )
+        rate = self._rate_shown if phase == COPYING else None
         self.show(
-            progress,
+            estimated(phase, state.rows, total, rate, note or state.note),
             throttled_to=f"{self.rate:g} rows a second" if self.rate else None,
             up_to_key="/".join(state.after) if state.after else None,
             unreadable_rows=state.unreadable,

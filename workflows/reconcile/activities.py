@@ -3,31 +3,21 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
-from pydantic import BaseModel
 from temporalio import activity
 
-from daemon.index.durability import Durability
 from daemon.verify.differences import Difference
 from daemon.verify.examiner import Examiner, KeysCheck, KeysChecked, Mender, RangeCheck, RangeChecked
 from daemon.verify.pace import Interruption
 from daemon.verify.sides import Sides
-from workflows.interruption import heartbeating, interruptible
+from workflows.interruption import begun, heartbeating, interruptible
 from workflows.progress import Beat
-from workflows.reconcile.contract import (
-    Conclusion,
-    KeysOrder,
-    RangeOrder,
-    ReconcilePlan,
-    Subject,
-)
+from workflows.reconcile.contract import Conclusion, KeysOrder, RangeOrder, ReconcilePlan, Subject
 from workflows.resources import Resources
 
 log = structlog.get_logger(__name__)
-C = TypeVar("C", bound=BaseModel)
 _RANGES_MAX = 256
 
 
@@ -35,36 +25,23 @@ class ReconcileMetrics:
     """What the last reconcile of each pipeline came to; in the worker that ended it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.differences = Gauge(
-            "livevec_reconcile_differences",
-            "Documents that the last reconcile found different; outside a known gap, any is an alarm.",
-            ["pipeline", "difference"],
-            registry=registry,
-        )
-        self.left = Gauge(
-            "livevec_reconcile_left",
-            "Documents that were still different when the last reconcile ended.",
-            ["pipeline", "difference"],
-            registry=registry,
-        )
-        self.ended_at = Gauge(
-            "livevec_reconcile_last_run_timestamp_seconds",
-            "When the last reconcile ended.",
-            ["pipeline"],
-            registry=registry,
-        )
-        self.duration = Gauge(
-            "livevec_reconcile_duration_seconds", "What it took.", ["pipeline"], registry=registry
-        )
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"livevec_reconcile_{name}", text, ["pipeline", *labels], registry=registry)
+
+        text = "Documents that the last reconcile found different; outside a known gap, any is an alarm."
+        self.differences = gauge("differences", text, "difference")
+        text = "Documents that were still different when the last reconcile ended."
+        self.left = gauge("left", text, "difference")
+        self.ended_at = gauge("last_run_timestamp_seconds", "When the last reconcile ended.")
+        self.duration = gauge("duration_seconds", "What it took.")
 
     def show(self, conclusion: Conclusion) -> None:
+        pipeline, tally = conclusion.pipeline, conclusion.tally
         for kind in Difference:
-            self.differences.labels(conclusion.pipeline, kind.value).set(
-                conclusion.tally.found.get(kind.value, 0)
-            )
-            self.left.labels(conclusion.pipeline, kind.value).set(conclusion.tally.left.get(kind.value, 0))
-        self.ended_at.labels(conclusion.pipeline).set(time.time())
-        self.duration.labels(conclusion.pipeline).set(conclusion.seconds)
+            self.differences.labels(pipeline, kind.value).set(tally.found.get(kind.value, 0))
+            self.left.labels(pipeline, kind.value).set(tally.left.get(kind.value, 0))
+        self.ended_at.labels(pipeline).set(time.time())
+        self.duration.labels(pipeline).set(conclusion.seconds)
 
 
 class ReconcileActivities:
@@ -101,7 +78,7 @@ class ReconcileActivities:
     @activity.defn(name="reconcile_range")
     async def check_range(self, order: RangeOrder) -> RangeChecked:
         """Check the rows of a range, and mend; another attempt goes on from the last heartbeat."""
-        check = RangeCheck(_begun(RangeChecked) or RangeChecked(after=order.after), order.until, order.rate)
+        check = RangeCheck(begun(RangeChecked) or RangeChecked(after=order.after), order.until, order.rate)
 
         async def work(interruption: Interruption) -> RangeChecked:
             async with self._examiner(order.subject, interruption) as examiner:
@@ -112,7 +89,7 @@ class ReconcileActivities:
     @activity.defn(name="reconcile_keys")
     async def check_keys(self, order: KeysOrder) -> KeysChecked:
         """Check the keys that Redis has, and mend; another attempt goes on from the last heartbeat."""
-        check = KeysCheck(_begun(KeysChecked) or KeysChecked(position=order.position), order.rate)
+        check = KeysCheck(begun(KeysChecked) or KeysChecked(position=order.position), order.rate)
 
         async def work(interruption: Interruption) -> KeysChecked:
             async with self._examiner(order.subject, interruption) as examiner:
@@ -125,38 +102,22 @@ class ReconcileActivities:
         """Show the result in the metrics; differences that nothing explains are an alarm."""
         self._metrics.show(conclusion)
         found, left = conclusion.tally.found, conclusion.tally.left
-        if conclusion.reasons and not conclusion.repair:
-            log.warning(
-                "reconcile_is_due",
-                pipeline=conclusion.pipeline,
-                reasons=conclusion.reasons,
-                found=found,
-                remedy=f"livevec reconcile {conclusion.pipeline} --repair",
-            )
-        elif left or (found and not conclusion.reasons):
-            remedy = (
-                f"livevec reconcile {conclusion.pipeline} --repair"
-                if left
-                else "repaired; find out what wrote to Redis, or kept the change log from it, around the rows named"
-            )
-            log.error(
-                "index_differed_from_its_table",
-                pipeline=conclusion.pipeline,
-                found=found,
-                left=left,
-                examples=conclusion.tally.examples,
-                remedy=remedy,
-            )
+        bound, reasons = log.bind(pipeline=conclusion.pipeline, found=found), conclusion.reasons
+        remedy = f"livevec reconcile {conclusion.pipeline} --repair"
+        if reasons and not conclusion.repair:
+            bound.warning("reconcile_is_due", reasons=reasons, remedy=remedy)
+        elif left or (found and not reasons):
+            if not left:
+                remedy = "repaired; find out what wrote to Redis, or kept the change log from it, around the rows named"
+            examples = conclusion.tally.examples
+            bound.error("index_differed_from_its_table", left=left, examples=examples, remedy=remedy)
 
     @asynccontextmanager
     async def _examiner(self, subject: Subject, interruption: Interruption) -> AsyncIterator[Examiner]:
         resources = self._resources
         async with resources.projection(subject.pipeline, subject.version) as projection:
-            durability = await resources.patience.call(
-                "redis", Durability.begin, projection.client, resources.config.redis
-            )
             sides = Sides(projection, vectors=subject.vectors)
-            lane = resources.lane(projection, activity.info().workflow_id or "")
+            durability, lane = await resources.durability(projection), resources.lane(projection)
             yield Examiner(
                 sides,
                 resources.share,
@@ -165,8 +126,3 @@ class ReconcileActivities:
                 mender=Mender(sides, lane, durability) if subject.repair else None,
                 lag_s=subject.lag_s,
             )
-
-
-def _begun(kind: type[C]) -> C | None:
-    details = activity.info().heartbeat_details
-    return kind.model_validate(details[0]) if details and details[0] is not None else None

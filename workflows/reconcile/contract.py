@@ -26,14 +26,7 @@ class Subject(Contract):
 
 
 class ReconcilePlan(Contract):
-    """What a reconcile keeps from its start to its end.
-
-    Attributes:
-        version: of the index.
-        bounds: keys that cut the table into ranges; the last range has no end.
-        rows: estimated.
-        reasons: why a reconcile was due at the start.
-    """
+    """What a reconcile keeps from its start to its end; `bounds`, `reasons`: see `BackfillPlan`; `rows`: estimated."""
 
     version: int
     bounds: tuple[Key, ...]
@@ -59,15 +52,22 @@ class KeysOrder(Contract):
 
 
 class Conclusion(Contract):
-    """What the run came to, for metrics and log.
-
-    Attributes:
-        reasons: why a reconcile was due: differences were to be expected.
-        seconds: it took.
-    """
+    """What the run came to, for metrics and log; `reasons`: why it was due, and differences were to be expected."""
 
     pipeline: str
     repair: bool
     reasons: tuple[str, ...]
     seconds: float
     tally: Tally
+
+
+class Reconciled(Conclusion):
+    """What a reconcile came to; `backfilled`: a full backfill went first and dealt with the reasons."""
+
+    version: int
+    backfilled: bool
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is different, and no reason is left."""
+        return not self.tally.left and (self.backfilled or not self.reasons)

@@ -1,7 +1,7 @@
 """Temporal Schedules that start reconciles, one for each pipeline.
 
 The worker keeps those that daemon.toml asks for; one that a person made with `livevec reconcile --schedule` takes
-their place and is left alone.
+their place and is left alone. Each coroutine here raises WorkflowError where Temporal refuses.
 """
 
 import re
@@ -72,10 +72,7 @@ def schedule_id(pipeline: str) -> str:
 def parsed(when: str, pipeline: str) -> ScheduleSpec:
     """Parse an interval (`90s`, `30m`, `6h`, `1d`), or a cron expression (`0 3 * * *`, `@daily`), in UTC.
 
-    Intervals are shifted by pipeline, so that not all of them begin at once.
-
-    Raises:
-        ConfigError: it is neither.
+    Intervals are shifted by pipeline, so that not all of them begin at once. It raises ConfigError where it is neither.
     """
     text = when.strip()
     if match := _INTERVAL.fullmatch(text):
@@ -96,45 +93,18 @@ def _interval(every: timedelta, pipeline: str) -> ScheduleSpec:
     )
 
 
-def _schedule(
-    config: Config, pipeline: Pipeline, spec: ScheduleSpec, order: ReconcileOrder, note: str
-) -> Schedule:
-    return Schedule(
-        action=ScheduleActionStartWorkflow(
-            Reconcile.run,
-            order,
-            id=workflow_id(order.subject),
-            task_queue=config.temporal.task_queue,
-            typed_search_attributes=search_attributes.of(pipeline.name, pipeline.table),
-            static_summary=f"Reconcile of {pipeline.table} with {pipeline.name}, as scheduled",
-        ),
-        spec=spec,
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCH_UP),
-        state=ScheduleState(note=note),
-    )
-
-
 async def put(client: Client, config: Config, pipeline: Pipeline, when: str, order: ReconcileOrder) -> None:
-    """Make or replace a pipeline's schedule, as a person asks for it.
-
-    Raises:
-        ConfigError: `when` is no schedule, or the pipeline has no table.
-        WorkflowError: Temporal refuses.
-    """
+    """Make or replace a pipeline's schedule; raise ConfigError where `when` is none, or the pipeline has no table."""
     if not isinstance(config.source(pipeline.source), PostgresSource):
         raise ConfigError(
             f"pipeline {pipeline.name!r} mirrors a topic of events: there is no table to compare it with"
         )
-    note = f"{when.strip()} ({_BY_HAND})"
-    await _put(client, pipeline.name, _schedule(config, pipeline, parsed(when, pipeline.name), order, note))
+    spec = parsed(when, pipeline.name)
+    await _put(client, config, pipeline, spec, order, f"{when.strip()} ({_BY_HAND})")
 
 
 async def remove(client: Client, pipeline: str) -> bool:
-    """Remove a pipeline's schedule; return whether there was one.
-
-    Raises:
-        WorkflowError: Temporal refuses.
-    """
+    """Remove a pipeline's schedule; return whether there was one."""
     try:
         await client.get_schedule_handle(schedule_id(pipeline)).delete()
     except RPCError as error:
@@ -145,11 +115,7 @@ async def remove(client: Client, pipeline: str) -> bool:
 
 
 async def scheduled(client: Client, pipeline: str) -> Scheduled | None:
-    """Return a pipeline's schedule; None: it has none.
-
-    Raises:
-        WorkflowError: Temporal refuses.
-    """
+    """Return a pipeline's schedule; None: it has none."""
     described = await _described(client, pipeline)
     if described is None:
         return None
@@ -170,11 +136,7 @@ async def scheduled(client: Client, pipeline: str) -> Scheduled | None:
 
 
 async def keep(client: Client, config: Config) -> None:
-    """Make Temporal's schedules those that daemon.toml asks for; may be repeated, by several workers at once.
-
-    Raises:
-        WorkflowError: Temporal refuses.
-    """
+    """Make Temporal's schedules those that daemon.toml asks for; may be repeated, by several workers at once."""
     for pipeline in config.pipelines:
         if not isinstance(config.source(pipeline.source), PostgresSource):
             continue
@@ -183,8 +145,7 @@ async def keep(client: Client, config: Config) -> None:
         if described is not None and not note.endswith(f"({_FROM_FILE})"):
             continue
         if not pipeline.reconcile_every_s:
-            if described is not None:
-                await remove(client, pipeline.name)
+            if await remove(client, pipeline.name):
                 log.info("reconcile_unscheduled", pipeline=pipeline.name)
             continue
         wanted = (
@@ -193,19 +154,34 @@ async def keep(client: Client, config: Config) -> None:
         if note != wanted:
             spec = _interval(timedelta(seconds=pipeline.reconcile_every_s), pipeline.name)
             order = ReconcileOrder(subject=Subject(pipeline=pipeline.name, repair=pipeline.reconcile_repair))
-            await _put(client, pipeline.name, _schedule(config, pipeline, spec, order, wanted))
+            await _put(client, config, pipeline, spec, order, wanted)
             log.info("reconcile_scheduled", pipeline=pipeline.name, every_s=pipeline.reconcile_every_s)
 
 
-async def _put(client: Client, pipeline: str, schedule: Schedule) -> None:
-    name = schedule_id(pipeline)
+async def _put(
+    client: Client, config: Config, pipeline: Pipeline, spec: ScheduleSpec, order: ReconcileOrder, note: str
+) -> None:
+    name = schedule_id(pipeline.name)
+    schedule = Schedule(
+        action=ScheduleActionStartWorkflow(
+            Reconcile.run,
+            order,
+            id=workflow_id(order.subject),
+            task_queue=config.temporal.task_queue,
+            typed_search_attributes=search_attributes.of(pipeline.name, pipeline.table),
+            static_summary=f"Reconcile of {pipeline.table} with {pipeline.name}, as scheduled",
+        ),
+        spec=spec,
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCH_UP),
+        state=ScheduleState(note=note),
+    )
     try:
         try:
             await client.create_schedule(name, schedule)
         except ScheduleAlreadyRunningError:
             await client.get_schedule_handle(name).update(lambda _: ScheduleUpdate(schedule=schedule))
     except RPCError as error:
-        raise _refused(pipeline, error) from error
+        raise _refused(pipeline.name, error) from error
 
 
 async def _described(client: Client, pipeline: str) -> ScheduleDescription | None:

@@ -19,11 +19,11 @@ from daemon.verify.sides import Key
 from workflows.backfill.contract import Target
 from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult
 from workflows.control import Controlled
-from workflows.progress import Contract, Progress, left_s
+from workflows.progress import ENDED, Contract, estimated
 from workflows.reconcile.activities import ReconcileActivities
-from workflows.reconcile.contract import Conclusion, KeysOrder, RangeOrder, ReconcilePlan, Subject
+from workflows.reconcile.contract import KeysOrder, RangeOrder, Reconciled, ReconcilePlan, Subject
 
-PLANNING, BACKFILLING, CHECKING, ENDED = "planning", "backfilling", "checking", "ended"
+PLANNING, BACKFILLING, CHECKING = "planning", "backfilling", "checking"
 _TIMEOUT = timedelta(minutes=10)
 _TIMEOUT_CHECK = timedelta(days=2)
 _PARALLEL = 2
@@ -42,29 +42,6 @@ class ReconcileOrder(Contract):
     rate: float | None = None
     parallel: int = _PARALLEL
     told: bool = True
-
-
-class Reconciled(Contract):
-    """What a reconcile came to.
-
-    Attributes:
-        reasons: why a reconcile was due at its start.
-        backfilled: a full backfill went first and dealt with them.
-        tally: what was seen, found, mended and left.
-    """
-
-    pipeline: str
-    version: int
-    repair: bool
-    reasons: tuple[str, ...]
-    backfilled: bool
-    seconds: float
-    tally: Tally
-
-    @property
-    def ok(self) -> bool:
-        """Nothing is different, and no reason is left."""
-        return not self.tally.left and (self.backfilled or not self.reasons)
 
 
 def workflow_id(subject: Subject) -> str:
@@ -90,11 +67,7 @@ class Reconcile(Controlled):
 
     @workflow.run
     async def run(self, order: ReconcileOrder) -> Reconciled:
-        """Run the reconcile; see the module.
-
-        Raises:
-            ApplicationError: a person has to act first; the message says how.
-        """
+        """Run the reconcile; see the module."""
         began_s = workflow.time()
         self._tell(PLANNING)
         plan = await self.step(ReconcileActivities.plan, self._subject, _TIMEOUT, "look at table and index")
@@ -112,7 +85,7 @@ class Reconcile(Controlled):
             tally=self._tally,
         )
         if order.told:
-            await self._conclude(result)
+            await self.step(ReconcileActivities.conclude, result, _TIMEOUT, "metrics and log")
         self._tell(ENDED)
         return result
 
@@ -142,7 +115,8 @@ class Reconcile(Controlled):
 
     async def _range(self, after: Key | None, until: Key | None) -> None:
         """Check one key range, in as many activities as pauses and throttles make of it."""
-        while True:
+        ended = False
+        while not ended:
             async with self._places:
                 await self.unpaused()
                 order = RangeOrder(subject=self._subject, after=after, until=until, rate=self._share())
@@ -150,44 +124,26 @@ class Reconcile(Controlled):
                     ReconcileActivities.check_range, order, _TIMEOUT_CHECK, f"rows {_named(after, until)}"
                 )
             if checked is not None:
-                after = checked.after
+                after, ended = checked.after, checked.ended
                 self._add(checked.tally)
-            self._check_cancelled()
-            if checked is not None and checked.ended:
-                return
+            self.check_cancelled()
 
     async def _keys(self) -> None:
         """Check all keys that Redis has; beside the ranges, since it is one long walk."""
-        position = None
-        while True:
+        position, ended = None, False
+        while not ended:
             await self.unpaused()
             order = KeysOrder(subject=self._subject, position=position, rate=self._share())
             checked = await self.slice(
                 ReconcileActivities.check_keys, order, _TIMEOUT_CHECK, "keys in Redis without a row"
             )
             if checked is not None:
-                position = checked.position
+                position, ended = checked.position, checked.ended
                 self._add(checked.tally)
-            self._check_cancelled()
-            if checked is not None and checked.ended:
-                return
-
-    async def _conclude(self, result: Reconciled) -> None:
-        conclusion = Conclusion(
-            pipeline=result.pipeline,
-            repair=result.repair,
-            reasons=result.reasons,
-            seconds=result.seconds,
-            tally=result.tally,
-        )
-        await self.step(ReconcileActivities.conclude, conclusion, _TIMEOUT, "metrics and log")
+            self.check_cancelled()
 
     def _share(self) -> float | None:
         return None if self.rate is None else self.rate / self._parallel
-
-    def _check_cancelled(self) -> None:
-        if self.cancelled:
-            raise asyncio.CancelledError
 
     def _add(self, tally: Tally) -> None:
         self._tally = self._tally.plus(tally)
@@ -200,16 +156,8 @@ class Reconcile(Controlled):
         if phase == CHECKING and tally.rows and workflow.time() > self._checking_since_s:
             rate = tally.rows / (workflow.time() - self._checking_since_s)
         total = max(self._rows, tally.rows) or None
-        progress = Progress(
-            phase=phase,
-            done=tally.rows,
-            total=total,
-            rate_per_s=rate,
-            left_s=left_s(tally.rows, total, rate),
-            note=note,
-        )
         self.show(
-            progress,
+            estimated(phase, tally.rows, total, rate, note),
             documents_in_redis=tally.documents,
             rows_refused=tally.refused,
             **{f"found {name}": count for name, count in tally.found.items()},

@@ -144,16 +144,15 @@ class ReindexActivities:
         Raises:
             ConfigError: the daemon cannot write to it; or the topic does not exist.
         """
-        topic = self._resources.config.topic(self._resources.config.pipeline(look.pipeline))
-        partitions = await self._partitions(topic)
+        partitions = await self._partitions(look.pipeline)
 
         async def once(registry: _Registry) -> Joined:
             await registry.writable(look.number)
             # Read before the barrier of the backfill begins: what the log lacked before does not matter.
             gaps = await registry.gaps()
             writers = await registry.versions.writers(look.number)
-            missing = [number for number in range(partitions) if (topic, number) not in writers]
-            return Joined(missing=tuple(f"{topic}/{number}" for number in missing), gaps=gaps)
+            missing = (f"{topic}/{number}" for topic, number in partitions if (topic, number) not in writers)
+            return Joined(missing=tuple(missing), gaps=gaps)
 
         return await self._looked(look, once, lambda joined: joined.missing)
 
@@ -164,8 +163,7 @@ class ReindexActivities:
         Raises:
             ConfigError: it is the one that readers see.
         """
-        topic = self._resources.config.topic(self._resources.config.pipeline(look.pipeline))
-        partitions = await self._partitions(topic)
+        partitions = await self._partitions(look.pipeline)
 
         async def once(registry: _Registry) -> Left:
             table = await registry.table()
@@ -173,8 +171,8 @@ class ReindexActivities:
             if look.number in table.versions and look.number not in table.retired:
                 await registry.versions.retire(look.number)
             writers = await registry.versions.writers(look.number)
-            writing = sorted(number for name, number in writers if name == topic and number < partitions)
-            return Left(writing=tuple(f"{topic}/{number}" for number in writing))
+            writing = (f"{topic}/{number}" for topic, number in partitions if (topic, number) in writers)
+            return Left(writing=tuple(writing))
 
         return await self._looked(look, once, lambda left: left.writing)
 
@@ -182,8 +180,7 @@ class ReindexActivities:
     async def watch(self, watch: GapWatch) -> Watched:
         """Return when the version is not known to be whole any more, or after an hour.
 
-        Raises:
-            ConfigError: the daemon cannot write to it any more.
+        It raises ConfigError where the daemon cannot write to it any more.
         """
 
         async def work(interruption: Interruption) -> Watched:
@@ -282,13 +279,13 @@ class ReindexActivities:
         builder: DocumentBuilder = document_builder(settings, wanted)
         check_columns(settings, table, builder.columns)
 
-    async def _partitions(self, topic: str) -> int:
-        count = await self._call(
-            "kafka", asyncio.to_thread, read_partitions, self._resources.config.kafka, topic
-        )
+    async def _partitions(self, pipeline: str) -> list[tuple[str, int]]:
+        config = self._resources.config
+        topic = config.topic(config.pipeline(pipeline))
+        count = await self._call("kafka", asyncio.to_thread, read_partitions, config.kafka, topic)
         if not count:
             raise ConfigError(f"the topic {topic} does not exist; `livevec connector apply` makes it")
-        return count
+        return [(topic, number) for number in range(count)]
 
     async def _looked(
         self,
@@ -305,9 +302,8 @@ class ReindexActivities:
                 result = await self._call("redis", once, registry)
                 waiting = waiting_for(result)
                 looks += 1
-                if not waiting or waiting != look.seen or looks >= _LOOKS:
-                    return result
-                if await interruption.wait(_LOOK_S):
+                is_over = not waiting or waiting != look.seen or looks >= _LOOKS
+                if is_over or await interruption.wait(_LOOK_S):
                     return result
 
         return await interruptible(work, lambda: ())
@@ -339,21 +335,14 @@ def _gap(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
 
 
 def checked(pipeline: Pipeline, wanted: IndexVersion) -> IndexVersion:
-    """Return the same, once each setting was checked as if it were in daemon.toml.
-
-    Raises:
-        ConfigError: a setting is not allowed; says which.
-    """
+    """Check each setting as if it were in daemon.toml; raise ConfigError, which names it, where one is not allowed."""
     try:
-        IndexSettings.model_validate(
-            {name: getattr(wanted, name) for name in ("m", "ef_construction", "metric", "type")}
-        )
+        names = ("m", "ef_construction", "metric", "type")
+        IndexSettings.model_validate({name: getattr(wanted, name) for name in names})
         wanted.pipeline(pipeline)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
-            for problem in error.errors()
-        ]
+        places = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors()]
+        problems = [f"{place or 'settings'}: {message}" for place, message in places]
         raise ConfigError("; ".join(problems)) from None
     if wanted.dimension < 1:
         raise ConfigError(f"dimension: {wanted.dimension} is no length of a vector")

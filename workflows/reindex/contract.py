@@ -37,7 +37,7 @@ class Changes(Contract):
 
 
 class PlanOrder(Contract):
-    """`force`: also where the new version would not differ."""
+    """What a reindex is asked for; `force`: also where the new version would not differ."""
 
     pipeline: str
     changes: Changes
@@ -53,7 +53,6 @@ class ReindexPlan(Contract):
         differences: names of the settings in which they differ.
         leftovers: versions that an ended reindex has left; they go first.
         recall_min, grace_s, last_readers_s: see `ReindexSettings`.
-        note: what a person should know.
     """
 
     old: IndexVersion
@@ -63,7 +62,6 @@ class ReindexPlan(Contract):
     recall_min: float
     grace_s: float
     last_readers_s: float
-    note: str = ""
 
 
 class VersionOf(Contract):
@@ -74,17 +72,15 @@ class VersionOf(Contract):
 
 
 class Registering(Contract):
-    """`wanted`: see ReindexPlan."""
+    """Register a version; `wanted`: see ReindexPlan."""
 
     pipeline: str
     wanted: IndexVersion
 
 
-class WritersLook(Contract):
+class WritersLook(VersionOf):
     """Look until something is another than what was `seen` last, or for ten minutes."""
 
-    pipeline: str
-    number: int
     seen: tuple[str, ...] = ()
 
 
@@ -104,11 +100,9 @@ class Left(Contract):
     writing: tuple[str, ...]
 
 
-class GapWatch(Contract):
+class GapWatch(VersionOf):
     """`gaps`: as they were when its backfill began; None: they do not matter."""
 
-    pipeline: str
-    number: int
     gaps: dict[str, str] | None
 
 
@@ -118,19 +112,16 @@ class Watched(Contract):
     gap: str = ""
 
 
-class Activation(Contract):
+class Activation(VersionOf):
     """`gaps`: see GapWatch. `instead_of`: what readers see until now."""
 
-    pipeline: str
-    number: int
     instead_of: int
     gaps: dict[str, str] | None
 
 
-class Activated(Contract):
-    """`gap`: see Watched: then nothing was done. `gaps`: as they were at that moment."""
+class Activated(Watched):
+    """`gap`: then nothing was done. `gaps`: as they were at that moment."""
 
-    gap: str = ""
     gaps: dict[str, str] = Field(default_factory=dict)
 
 
@@ -239,20 +230,16 @@ TIMEOUT = timedelta(minutes=10)
 TIMEOUT_LONG = timedelta(days=2)
 
 
-class ReindexOrder(Contract):
+class ReindexOrder(PlanOrder):
     """What to make.
 
     Attributes:
         auto: approve it where the gate passes.
-        force: also where nothing differs.
         grace_s: how long the old version is kept; None: as the worker's daemon.toml says.
         rate: most rows a second.
     """
 
-    pipeline: str
-    changes: Changes
     auto: bool = False
-    force: bool = False
     grace_s: float | None = None
     rate: float | None = None
 

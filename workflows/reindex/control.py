@@ -1,11 +1,11 @@
 """What one asks and tells a reindex while it runs: its status, approval, rejection, rollback."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from daemon.index.registry import IndexVersion
 from workflows.control import Controlled
 from workflows.progress import ENDED, Progress, duration
 from workflows.reindex.activities import ReindexActivities
@@ -85,7 +85,15 @@ class ReindexControl(Controlled):
         self.rolling_back = True
         try:
             if not rollback.force:
-                await self._check_old(old.number)
+                version = VersionOf(pipeline=self.reached.pipeline, number=old.number)
+                parity = await self.step(
+                    ReindexGateActivities.short_parity, version, TIMEOUT, "some rows against the old version"
+                )
+                if parity.differing:
+                    raise ApplicationError(
+                        f"of {parity.rows:,} rows that were looked at, the old version differs: {parity.differing}; "
+                        f"{_FORCE}"
+                    )
             order = Activation(
                 pipeline=self.reached.pipeline,
                 number=old.number,
@@ -106,16 +114,6 @@ class ReindexControl(Controlled):
     def _may_be_rolled_back(self, rollback: Rollback) -> None:
         if self.reached.phase != GRACE or self.rolling_back or self.reached.rolled_back:
             raise ApplicationError(f"there is nothing to roll back to now: it is {self.reached.phase}")
-
-    async def _check_old(self, number: int) -> None:
-        version = VersionOf(pipeline=self.reached.pipeline, number=number)
-        parity = await self.step(
-            ReindexGateActivities.short_parity, version, TIMEOUT, "some rows against the old version"
-        )
-        if parity.differing:
-            raise ApplicationError(
-                f"of {parity.rows:,} rows that were looked at, the old version differs: {parity.differing}; {_FORCE}"
-            )
 
     @workflow.update(description="End the grace period now: the old version is removed.")
     def finish(self) -> ReindexStatus:
@@ -158,5 +156,5 @@ class ReindexControl(Controlled):
         self.show(Progress(phase=phase, note=note), **facts)
 
 
-def _named(version: Any) -> str:
+def _named(version: IndexVersion) -> str:
     return f"{version.number} ({version.model}, {version.dimension}, m {version.m}, {version.type})"

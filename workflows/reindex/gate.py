@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
 
 from temporalio import activity
 
@@ -12,9 +11,8 @@ from daemon.core.version import LogVersion, replaces
 from daemon.index.keyspace import Keyspace
 from daemon.index.layout import Layout, document_id
 from daemon.index.writer import IndexWriter
-from daemon.projection.build import Projection
 from daemon.verify.comparison import RowComparison
-from daemon.verify.looks import LookPace, SecondLooks
+from daemon.verify.looks import SecondLooks
 from daemon.verify.pace import Interruption
 from daemon.verify.sides import Sides
 from workflows.interruption import interruptible
@@ -23,7 +21,6 @@ from workflows.reindex.contract import Behind, Pair, Quality, ShortParity, Versi
 from workflows.reindex.quality import QualityCheck
 from workflows.resources import Resources
 
-T = TypeVar("T")
 _LOOK_AGAIN_S = 0.5
 _LAG_S = 30.0
 """How long a change may be on its way to one version when the other has it."""
@@ -46,21 +43,28 @@ class ReindexGateActivities:
         async def work(_: Interruption) -> Behind:
             nonlocal seen
             async with self._resources.projection(pair.pipeline, pair.new) as projection:
-                compared = _Compared(projection, pair, self._resources.config.redis.pipeline_commands_max)
-                keyspace = Keyspace(projection.client, compared.old.layout)
+                layout = Layout(pair.pipeline, pair.old)
+                commands_max = self._resources.config.redis.pipeline_commands_max
+                old = IndexWriter(projection.client, layout, commands_max)
+
+                async def lacking(ids: Sequence[str]) -> set[str]:
+                    before, after = await old.lookup(ids), await projection.writer.lookup(ids)
+                    documents = zip(ids, before, after, strict=True)
+                    return {identifier for identifier, *stored in documents if is_behind(*stored)}
+
                 suspects: set[str] = set()
-                async for step in keyspace.steps(self._resources.patience):
-                    ids = compared.ids(step.keys)
-                    suspects |= await self._call("redis", compared.behind, ids)
+                async for step in Keyspace(projection.client, layout).steps(self._resources.patience):
+                    prefix = layout.bookkeeping_prefix
+                    ids = [layout.identifier(key) for key in step.keys if key.startswith(prefix)]
+                    suspects |= await self._call("redis", lacking, ids)
                     seen += len(ids)
                 looks = int(_LAG_S / _LOOK_AGAIN_S)
                 while suspects and looks:
                     await asyncio.sleep(_LOOK_AGAIN_S)
-                    suspects = await self._call("redis", compared.behind, sorted(suspects))
+                    suspects = await self._call("redis", lacking, sorted(suspects))
                     looks -= 1
-                return Behind(
-                    documents=seen, behind=len(suspects), examples=tuple(sorted(suspects)[:_EXAMPLES])
-                )
+                examples = tuple(sorted(suspects)[:_EXAMPLES])
+                return Behind(documents=seen, behind=len(suspects), examples=examples)
 
         return await interruptible(work, lambda: (None, Beat(done=seen)))
 
@@ -87,31 +91,13 @@ class ReindexGateActivities:
                 reader, table = projection.reader, projection.table
                 bounds = await self._call(reader.part, reader.key_ranges, table, _ROWS_LOOKED_AT + 1)
                 ids = {document_id(key) for key in bounds}
-                looks = SecondLooks(RowComparison(Sides(projection, vectors=False)), LookPace(_LAG_S))
+                looks = SecondLooks(RowComparison(Sides(projection, vectors=False)), _LAG_S)
                 differing = await looks.settle(ids, {})
                 assert differing is not None, "nothing stops it"
                 kinds = Counter(kind.value for shown in differing.values() for kind in shown)
                 return ShortParity(rows=len(ids), differing=dict(kinds))
 
         return await interruptible(work, lambda: ())
-
-
-class _Compared:
-    """The bookkeeping of two index versions of a pipeline."""
-
-    def __init__(self, projection: Projection, pair: Pair, commands_max: int) -> None:
-        self.old = IndexWriter(projection.client, Layout(pair.pipeline, pair.old), commands_max)
-        self._new = projection.writer
-
-    def ids(self, keys: Sequence[str]) -> list[str]:
-        """Return the documents whose bookkeeping is among these keys of the old version."""
-        layout = self.old.layout
-        return [layout.identifier(key) for key in keys if key.startswith(layout.bookkeeping_prefix)]
-
-    async def behind(self, ids: Sequence[str]) -> set[str]:
-        """Return those of which the new version lacks the last change."""
-        old, new = await self.old.lookup(ids), await self._new.lookup(ids)
-        return {one for one, before, after in zip(ids, old, new, strict=True) if is_behind(before, after)}
 
 
 def is_behind(old: Stored | None, new: Stored | None) -> bool:

@@ -1,9 +1,6 @@
 """How well a new index version answers: its recall against exact search, and its answers beside the old one's."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +16,6 @@ from daemon.verify.stored import StoredDocuments
 from workflows.reindex.contract import NEIGHBOURS, Answers, Quality
 from workflows.resources import Resources
 
-T = TypeVar("T")
 _VECTORS_PER_READ = 200
 _TEXTS_PER_REQUEST = 16
 _ANSWERS_SHOWN = 5
@@ -27,20 +23,8 @@ _EQUAL = 1e-6
 """Distances nearer to one another than this are equal: two texts may have one vector."""
 
 
-@dataclass(frozen=True)
-class _Queries:
-    """`names`: ids of the rows whose texts are asked for; `texts` go nowhere but to the embedder."""
-
-    names: tuple[str, ...]
-    texts: tuple[str, ...]
-
-
 class QualityCheck:
-    """Measures the new version, which `projection` leads to, beside an old one.
-
-    Attributes:
-        vectors: that were compared so far.
-    """
+    """Measures the new version, which `projection` leads to, beside an old one; `vectors`: compared so far."""
 
     def __init__(self, resources: Resources, projection: Projection, old: IndexVersion) -> None:
         self.vectors = 0
@@ -53,32 +37,28 @@ class QualityCheck:
         self._stored = StoredDocuments(projection.client, projection.writer)
 
     async def run(self) -> Quality:
-        """Measure.
-
-        Raises:
-            FailureClass: a part failed.
-        """
+        """Measure; raise FailureClass where a part failed."""
         queries = await self._sampled()
-        if not queries.names:
+        if not queries:
             return Quality()
-        new = await self._embedded(self._projection.embedder, self._version.model, queries.texts)
+        new = await self._embedded(self._projection.embedder, self._version.model, queries)
         nearest, left_out = await self._nearest(new)
         hits = nearest_count = 0
-        for number in range(len(queries.names)):
+        for number in range(len(queries)):
             recalled, expected = await self._recalled(new[number], nearest.names(number), left_out)
             hits, nearest_count = hits + recalled, nearest_count + expected
-        answers = [answers async for answers in self._answers(queries, new)]
+        answers = [answer async for answer in self._answers(queries, new)]
         return Quality(
             recall=round(hits / nearest_count, 4) if nearest_count else None,
-            queries=len(queries.names),
+            queries=len(queries),
             vectors=nearest.vectors,
             left_out=left_out,
-            overlap=round(sum(one.overlap for one in answers) / len(answers), 4),
+            overlap=round(sum(answer.overlap for answer in answers) / len(answers), 4),
             answers=tuple(answers[:_ANSWERS_SHOWN]),
         )
 
-    async def _sampled(self) -> _Queries:
-        """Choose rows from all over the table; read the texts of their first chunks."""
+    async def _sampled(self) -> dict[str, str]:
+        """Choose rows from all over the table; return the texts of their first chunks, by document id."""
         projection, count = self._projection, self._resources.config.reindex.queries
         bounds = await self._call(
             projection.reader.part, projection.reader.key_ranges, projection.table, count + 1
@@ -86,11 +66,11 @@ class QualityCheck:
         names = [document_id(key) for key in bounds]
         keys = [self._layout.chunk_key(name, 0) for name in names]
         texts = await self._call("redis", self._stored.values, keys, "text")
-        sampled = [(name, text.decode()) for name, text in zip(names, texts, strict=True) if text is not None]
-        return _Queries(tuple(name for name, _ in sampled), tuple(text for _, text in sampled))
+        return {name: text.decode() for name, text in zip(names, texts, strict=True) if text is not None}
 
-    async def _embedded(self, embedder: Embedder, model: str, texts: Sequence[str]) -> Floats:
-        parts, name = [], f"embedder {model}"
+    async def _embedded(self, embedder: Embedder, model: str, queries: Mapping[str, str]) -> Floats:
+        """Return float32 [query, dimension]; the texts go nowhere but to the embedder."""
+        parts, name, texts = [], f"embedder {model}", list(queries.values())
         for start in range(0, len(texts), _TEXTS_PER_REQUEST):
             part = texts[start : start + _TEXTS_PER_REQUEST]
             async with self._resources.share.place(self._projection.client):
@@ -132,10 +112,9 @@ class QualityCheck:
         farthest = sorted(by_key.values())[count - 1] + _EQUAL
         return min(count, sum(by_key.get(key, np.inf) <= farthest for key in answered)), count
 
-    async def _answers(self, queries: _Queries, new: Floats) -> AsyncIterator[Answers]:
-        async with self._old_embedder() as embedder:
-            old = new if embedder is None else await self._embedded(embedder, self._old.model, queries.texts)
-        for number, name in enumerate(queries.names):
+    async def _answers(self, queries: Mapping[str, str], new: Floats) -> AsyncIterator[Answers]:
+        old = await self._embedded_by_old(queries, new)
+        for number, name in enumerate(queries):
             before = await self._knn(self._old, old[number])
             after = await self._knn(self._version, new[number])
             both = {hit.id for hit in before} & {hit.id for hit in after}
@@ -161,17 +140,14 @@ class QualityCheck:
             by_chunk=by_chunk,
         )
 
-    @asynccontextmanager
-    async def _old_embedder(self) -> AsyncIterator[Embedder | None]:
-        """Give the old version's embedder; None: both versions have the same model."""
+    async def _embedded_by_old(self, queries: Mapping[str, str], new: Floats) -> Floats:
         old = self._old
         if (old.model, old.dimension) == (self._version.model, self._version.dimension):
-            yield None
-            return
+            return new
         embedder = make_embedder(old.embedding(self._resources.config.embedding))
         try:
             await self._call(f"embedder {old.model}", embedder.start)
-            yield embedder
+            return await self._embedded(embedder, old.model, queries)
         finally:
             await embedder.close()
 

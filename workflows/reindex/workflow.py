@@ -15,11 +15,10 @@ from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 from workflows.backfill.contract import Target
 from workflows.backfill.workflow import Backfill, BackfillOrder, BackfillResult
-from workflows.control import HEARTBEAT_TIMEOUT, ended, unbroken
-from workflows.failures import RETRY
+from workflows.control import ended, unbroken
 from workflows.progress import ENDED
-from workflows.reconcile.contract import Subject
-from workflows.reconcile.workflow import Reconcile, Reconciled, ReconcileOrder
+from workflows.reconcile.contract import Reconciled, Subject
+from workflows.reconcile.workflow import Reconcile, ReconcileOrder
 from workflows.reindex.activities import ReindexActivities
 from workflows.reindex.contract import (
     APPROVAL,
@@ -68,11 +67,7 @@ class Reindex(ReindexControl):
 
     @workflow.run
     async def run(self, order: ReindexOrder) -> Reindexed:
-        """Run the reindex; see the module.
-
-        Raises:
-            ApplicationError: a person has to act first; the message says how.
-        """
+        """Run the reindex; see the module."""
         self.tell(PLANNING)
         plan_order = PlanOrder(pipeline=order.pipeline, changes=order.changes, force=order.force)
         plan = await self.step(ReindexActivities.plan, plan_order, TIMEOUT, "look whether it can be made")
@@ -84,19 +79,14 @@ class Reindex(ReindexControl):
             raise
         if swapped:
             await self._grace(plan)
-            await self._remove(self._replaced(plan), "readers do not see it any more")
+            replaced = self.new_number if self.reached.rolled_back else plan.old.number
+            await self._remove(replaced, "readers do not see it any more")
         else:
             await self._take_back("rejected")
         self.tell(ENDED)
         await workflow.wait_condition(workflow.all_handlers_finished)
         if self._is_cancelled:
             raise asyncio.CancelledError
-        return self._result(plan, swapped)
-
-    def _replaced(self, plan: ReindexPlan) -> int:
-        return self.new_number if self.reached.rolled_back else plan.old.number
-
-    def _result(self, plan: ReindexPlan, swapped: bool) -> Reindexed:
         done = self._backfilled
         outcome = "activated" if swapped else "rejected"
         return Reindexed(
@@ -160,8 +150,7 @@ class Reindex(ReindexControl):
             joined = await self.slice(
                 ReindexActivities.join, look, TIMEOUT_LONG, "partitions that have no writer"
             )
-            if self.cancelled:
-                raise asyncio.CancelledError
+            self.check_cancelled()
             if joined is not None:
                 missing, self.gaps = joined.missing, joined.gaps
                 if not missing:
@@ -169,10 +158,7 @@ class Reindex(ReindexControl):
                     return
 
     async def _filled(self, plan: ReindexPlan) -> Gate:
-        await self._backfill()
-        return await self._measured(plan)
-
-    async def _backfill(self) -> None:
+        """Backfill the new version, and return what is measured of it."""
         await self.unpaused()
         child = f"{workflow_id(self._pipeline)}-backfill"
         self.tell(BACKFILLING, f"see `livevec workflows follow {child}`")
@@ -184,6 +170,7 @@ class Reindex(ReindexControl):
             raise ApplicationError(
                 f"the new version could not be filled from every row: {done.note}", non_retryable=True
             )
+        return await self._measured(plan)
 
     async def _measured(self, plan: ReindexPlan) -> Gate:
         await self.unpaused()
@@ -303,13 +290,8 @@ class Reindex(ReindexControl):
         """Return what the log lacks since `gaps`; raise where no daemon can write to the new version any more."""
         watch = GapWatch(pipeline=self._pipeline, number=self.new_number, gaps=gaps)
         while True:
-            seen = await workflow.execute_activity_method(
-                ReindexActivities.watch,
-                watch,
-                start_to_close_timeout=TIMEOUT_LONG,
-                heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                retry_policy=RETRY,
-                summary="whether the daemons go on writing it",
+            seen = await self.step(
+                ReindexActivities.watch, watch, TIMEOUT_LONG, "whether the daemons go on writing it"
             )
             if seen.gap:
                 return seen.gap

@@ -1,6 +1,6 @@
 """The activity that tries dead letters again, in every index version that is written to now."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from temporalio import activity
 
@@ -46,20 +46,19 @@ class RetryActivities:
                 await self._in_version(pipeline, version.number, order.attempts)
                 for version in registry.written
             ]
-        tried = tuple(_worst(of_one) for of_one in zip(*by_version, strict=True))
-        for one in tried:
-            resources.metrics.dead_letters_tried.labels(pipeline.name, one.outcome.value).inc()
+        tried = tuple(
+            min(results, key=lambda result: _WORST_FIRST.index(result.outcome))
+            for results in zip(*by_version, strict=True)
+        )
+        for result in tried:
+            resources.metrics.dead_letters_tried.labels(pipeline.name, result.outcome.value).inc()
         return AllTried(tried, RetryPolicy.of(resources.config.retry_dead_letters))
 
     async def _in_version(self, pipeline: Pipeline, number: int, attempts: Sequence[Attempt]) -> list[Tried]:
         """Return the results in the order of the attempts."""
-        resources, owner = self._resources, activity.info().workflow_id or ""
+        resources = self._resources
         if isinstance(resources.config.source(pipeline.source), PostgresSource):
             async with resources.projection(pipeline.name, number) as table:
-                return await RowTrials(resources, table, owner).try_all(attempts)
+                return await RowTrials(resources, table).try_all(attempts)
         async with resources.events(pipeline.name, number) as events:
-            return await EventTrials(resources, events, owner).try_all(attempts)
-
-
-def _worst(tried: Iterable[Tried]) -> Tried:
-    return min(tried, key=lambda one: _WORST_FIRST.index(one.outcome))
+            return await EventTrials(resources, events).try_all(attempts)

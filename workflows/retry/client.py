@@ -18,7 +18,7 @@ _POLL_S = 0.3
 class RetryClient:
     """Asks and tells one pipeline's workflow.
 
-    Every method raises WorkflowError where Temporal or a worker is away.
+    Every method raises WorkflowError where Temporal or a worker is away, or where none of the selection is held.
     """
 
     def __init__(self, client: Client, pipeline: str) -> None:
@@ -34,20 +34,12 @@ class RetryClient:
         return state
 
     async def try_now(self, selection: Selection) -> Round | None:
-        """Have these tried at once; None: all were meant, and nothing is held.
-
-        Raises:
-            WorkflowError: none of them is held.
-        """
+        """Have these tried at once; None: all were meant, and nothing is held."""
         round_: Round | None = await self._update(Retry.try_now, selection)
         return round_
 
     async def drop(self, selection: Selection) -> int:
-        """Forget these; return how many.
-
-        Raises:
-            WorkflowError: none of them is held.
-        """
+        """Forget these; return how many."""
         return int(await self._update(Retry.drop, selection) or 0)
 
     async def follow(self, number: int, on_progress: Callable[[Round], None]) -> Round:

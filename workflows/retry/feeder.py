@@ -63,11 +63,7 @@ class Feeder:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Feed until cancelled.
-
-        Raises:
-            StopProcess: Kafka refuses the group or the topics.
-        """
+        """Feed until cancelled; raise StopProcess where Kafka refuses the group or the topics."""
         kafka = self._config.kafka.model_copy(update={"group_id": group_id(self._config)})
         self._reader = KafkaReader(kafka, list(self._pipelines), self, asyncio.get_running_loop())
         self._reader.start()
@@ -163,11 +159,7 @@ class Feeder:
         self._reader.commit(offsets)
 
     async def _signal(self, pipeline: Pipeline, letters: Sequence[DeadLetter]) -> None:
-        """Signal the workflow, and start it if it does not run.
-
-        Raises:
-            RetryLater: Temporal is away.
-        """
+        """Signal the workflow, and start it if it does not run; raise RetryLater while Temporal is away."""
         policy = RetryPolicy.of(self._config.retry_dead_letters)
         complaints = {letter.reason: Complaint.of(letter.reason, letter.message) for letter in letters}
         feed = Feed(tuple(_letter(letter) for letter in letters), tuple(complaints.values()), policy)
@@ -187,11 +179,7 @@ class Feeder:
             raise _away(error) from error
 
     async def _status(self, pipeline: Pipeline) -> RetryStatus | None:
-        """Ask where the workflow stands; None: none runs.
-
-        Raises:
-            RetryLater: Temporal is away, or no worker answers yet.
-        """
+        """Ask where the workflow stands; None: none runs. It raises RetryLater while Temporal or a worker is away."""
         handle = self._client.get_workflow_handle(workflow_id(pipeline.name))
         try:
             description = await handle.describe(rpc_timeout=_CALL_TIMEOUT)

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from workflows.retry.contract import (
     Attempt,
-    Complaint,
     Fed,
     Feed,
     GivenUp,
@@ -97,7 +96,7 @@ class RetryQueue:
             if self._is_new(letter):
                 self.taken += 1
                 self._take(letter, now_s)
-        self._complain(feed.complaints)
+        self._complaints |= {complaint.reason: complaint for complaint in feed.complaints}
 
     def _is_new(self, letter: Letter) -> bool:
         place = letter.place
@@ -118,10 +117,6 @@ class RetryQueue:
             held.round, held.next_at_s = before.round, now_s
         self._held[letter.name] = held
 
-    def _complain(self, complaints: Sequence[Complaint]) -> None:
-        for complaint in complaints:
-            self._complaints[complaint.reason] = complaint
-
     # ---- tries
 
     def next_at_s(self) -> float | None:
@@ -132,11 +127,14 @@ class RetryQueue:
         """Return what is to be tried now, longest overdue first."""
         due = sorted((held for held in self if held.next_at_s <= now_s), key=lambda held: held.next_at_s)
         called = within((held.letter for held in due), count_max)
-        return tuple(Attempt(held.letter, self._only_looked_at(held)) for held in due[: len(called)])
-
-    def _only_looked_at(self, held: Held) -> bool:
-        waits = held.given_up is not None or held.letter.reason in self.policy.wait_for_change
-        return waits and not held.round
+        waits_for_change = self.policy.wait_for_change
+        return tuple(
+            Attempt(
+                held.letter,
+                look=not held.round and bool(held.given_up or held.letter.reason in waits_for_change),
+            )
+            for held in due[: len(called)]
+        )
 
     def settle(self, tried: Sequence[Tried], now_s: float) -> None:
         """Take the results of attempts; a document that got a newer letter meanwhile stays."""
@@ -146,7 +144,7 @@ class RetryQueue:
                 continue
             self._settle(held, result, now_s)
             if result.complaint is not None:
-                self._complain((result.complaint,))
+                self._complaints[result.complaint.reason] = result.complaint
 
     def _settle(self, held: Held, tried: Tried, now_s: float) -> None:
         outcome = tried.outcome
@@ -169,13 +167,10 @@ class RetryQueue:
     def _verdict(self, held: Held, outcome: TryOutcome, now_s: float) -> GivenUp | None:
         if outcome is TryOutcome.GONE:
             return GivenUp.RECORD_GONE
-        if outcome is TryOutcome.TOO_OLD:
-            return GivenUp.AGE
-        if held.attempts >= self.policy.attempts_max:
+        if outcome is not TryOutcome.TOO_OLD and held.attempts >= self.policy.attempts_max:
             return GivenUp.ATTEMPTS
-        if now_s - held.letter.at_s > self.policy.give_up_after_s:
-            return GivenUp.AGE
-        return None
+        is_old = now_s - held.letter.at_s > self.policy.give_up_after_s
+        return GivenUp.AGE if is_old or outcome is TryOutcome.TOO_OLD else None
 
     def _pause_s(self, tries: int) -> float:
         """Return a pause that doubles with each try; half of it is random, so that rows that failed together part."""

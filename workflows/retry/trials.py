@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from daemon.core.version import LogVersion, SnapshotVersion, Version, decode, replaces
 from daemon.errors import RejectRow
-from daemon.index.durability import Durability
 from daemon.index.layout import document_id, document_key
 from daemon.projection.build import Assembly, EventProjection, Projection
 from daemon.projection.projector import SourceRow
@@ -37,17 +36,13 @@ _TOO_OLD = RejectRow(
 
 
 class Trials(ABC):
-    """Tries dead letters once, and counts as refused what the projector refuses: no new dead letter is written.
+    """Tries dead letters once, and counts as refused what the projector refuses: no new dead letter is written."""
 
-    Args:
-        owner: id of the workflow, which has a slow lane of its own.
-    """
-
-    def __init__(self, resources: Resources, projection: Assembly, owner: str) -> None:
+    def __init__(self, resources: Resources, projection: Assembly) -> None:
         self._resources = resources
         self._config = resources.config
         self._assembly = projection
-        self._lane = resources.lane(projection, owner)
+        self._lane = resources.lane(projection)
 
     async def try_all(self, attempts: Sequence[Attempt]) -> list[Tried]:
         """Return the results in the order of the attempts; what was written is on disk.
@@ -73,9 +68,8 @@ class Trials(ABC):
         """Return what is to be written for each attempt, or what became of it without."""
 
     async def _projected(self, rows: Sequence[tuple[Attempt, SourceRow]]) -> dict[str, Tried]:
-        call = self._resources.patience.call
-        await call("redis", self._assembly.ensure_index)
-        durability = await call("redis", Durability.begin, self._assembly.client, self._config.redis)
+        await self._resources.patience.call("redis", self._assembly.ensure_index)
+        durability = await self._resources.durability(self._assembly)
         with self._resources.refusals() as refusals:
             await self._lane.project([row for _, row in rows])
         await durability.reached()
@@ -106,8 +100,8 @@ class Trials(ABC):
 class RowTrials(Trials):
     """Of a table's dead letters."""
 
-    def __init__(self, resources: Resources, projection: Projection, owner: str) -> None:
-        super().__init__(resources, projection, owner)
+    def __init__(self, resources: Resources, projection: Projection) -> None:
+        super().__init__(resources, projection)
         self._projection = projection
 
     async def _rows(self, attempts: Sequence[Attempt]) -> list[SourceRow | Tried]:
@@ -159,8 +153,8 @@ class RowTrials(Trials):
 class EventTrials(Trials):
     """Of an event topic's dead letters."""
 
-    def __init__(self, resources: Resources, projection: EventProjection, owner: str) -> None:
-        super().__init__(resources, projection, owner)
+    def __init__(self, resources: Resources, projection: EventProjection) -> None:
+        super().__init__(resources, projection)
         self._projection = projection
 
     async def _rows(self, attempts: Sequence[Attempt]) -> list[SourceRow | Tried]:
@@ -217,10 +211,7 @@ def version_of(letter: Letter) -> Version | None:
 
 
 def too_early(attempt: Attempt, snapshot: SnapshotVersion) -> bool:
-    """Return whether the row that was read is not yet the one that was refused.
-
-    A commit is in the log before it is visible.
-    """
+    """Return whether the row that was read is not yet the refused one: a commit is in the log before it is visible."""
     version = version_of(attempt.letter)
     return isinstance(version, LogVersion) and version.era == snapshot.era and not snapshot.sees(version.xid)
 

@@ -3,6 +3,7 @@
 `livevec worker` feeds it (feeder.py); a person hastens, drops and looks with `livevec retry`.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,22 +12,20 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from workflows.control import Controlled
 from workflows.progress import Progress, duration
+from workflows.retry.activities import RetryActivities
+from workflows.retry.contract import (
+    Attempt,
+    Attempts,
+    Feed,
+    RetryEnd,
+    RetryStart,
+    RetryState,
+    RetryStatus,
+    Round,
+    Selection,
+    TryOutcome,
+)
 from workflows.retry.queue import RetryQueue
-
-with workflow.unsafe.imports_passed_through():
-    from workflows.retry.activities import RetryActivities
-    from workflows.retry.contract import (
-        Attempt,
-        Attempts,
-        Feed,
-        RetryEnd,
-        RetryStart,
-        RetryState,
-        RetryStatus,
-        Round,
-        Selection,
-        TryOutcome,
-    )
 
 _DOCUMENTS_PER_CALL = 100
 _CALL_TIMEOUT = timedelta(minutes=10)
@@ -56,7 +55,7 @@ class Retry(Controlled):
             if calls >= start.calls_max or workflow.info().is_continue_as_new_suggested():
                 await workflow.wait_condition(workflow.all_handlers_finished)
                 workflow.continue_as_new(replace(start, policy=self._queue.policy, state=self._queue.state()))
-            attempts = self._queue.due(_now_s(), _DOCUMENTS_PER_CALL)
+            attempts = self._queue.due(workflow.time(), _DOCUMENTS_PER_CALL)
             if attempts:
                 await self._try(start.pipeline, attempts)
                 calls += 1
@@ -64,7 +63,7 @@ class Retry(Controlled):
                 next_at_s = self._queue.next_at_s()
                 if next_at_s is not None:
                     self._tell("waiting")
-                    await self._wait(timedelta(seconds=max(0.0, next_at_s - _now_s())))
+                    await self._wait(timedelta(seconds=max(0.0, next_at_s - workflow.time())))
         self._tell("nothing left")
         await workflow.wait_condition(workflow.all_handlers_finished)
         return RetryEnd(self._queue.taken, dict(self._queue.totals))
@@ -76,7 +75,7 @@ class Retry(Controlled):
                 RetryActivities.retry,
                 Attempts(pipeline, attempts),
                 _CALL_TIMEOUT,
-                summary=f"{len(attempts)} documents",
+                f"{len(attempts)} documents",
             )
         except ActivityError as error:
             # A person has to act first; the dead letters wait for that.
@@ -86,15 +85,13 @@ class Retry(Controlled):
         else:
             self._trouble = ""
             self._queue.policy = done.policy
-            self._queue.settle(done.tried, _now_s())
+            self._queue.settle(done.tried, workflow.time())
 
     async def _wait(self, at_most: timedelta) -> None:
         """Wait so long, or until something came in."""
         news = self._news
-        try:
+        with suppress(TimeoutError):
             await workflow.wait_condition(lambda: self._news != news, timeout=at_most)
-        except TimeoutError:
-            return
 
     def _tell(self, phase: str) -> None:
         queue = self._queue
@@ -109,7 +106,9 @@ class Retry(Controlled):
         next_at_s = queue.next_at_s()
         if next_at_s is not None and len(queue):
             at = datetime.fromtimestamp(next_at_s, UTC)
-            facts["next try"] = f"{at:%Y-%m-%d %H:%M:%S} UTC (in {duration(max(0.0, next_at_s - _now_s()))})"
+            facts["next try"] = (
+                f"{at:%Y-%m-%d %H:%M:%S} UTC (in {duration(max(0.0, next_at_s - workflow.time()))})"
+            )
         notes = [self._trouble] if self._trouble else []
         if len(queue) and not queue.room:
             notes.append(
@@ -119,41 +118,33 @@ class Retry(Controlled):
         done = queue.taken - len(queue)
         self.show(Progress(phase=phase, done=done, total=queue.taken, note="; ".join(notes)), **facts)
 
-    def _notice(self) -> None:
-        self._news += 1
-
     # ---- what the feeder and people tell and ask
 
     @workflow.signal(description="Dead letters to try again.")
     def feed(self, feed: Feed) -> None:
-        self._queue.feed(feed, _now_s())
-        self._notice()
+        self._queue.feed(feed, workflow.time())
+        self._news += 1
 
     @workflow.update(name="try_now", description="Try these at once, whatever the policy says of them.")
     def try_now(self, selection: Selection) -> Round:
-        round_ = self._queue.request(selection, _now_s())
-        self._notice()
+        round_ = self._queue.request(selection, workflow.time())
+        self._news += 1
         return replace(round_, outcomes=dict(round_.outcomes))
 
     @try_now.validator
-    def _may_be_tried(self, selection: Selection) -> None:
-        self._check(selection)
-
-    @workflow.update(name="drop", description="Forget these for good; answers how many.")
-    def drop(self, selection: Selection) -> int:
-        dropped = self._queue.drop(selection)
-        self._notice()
-        return dropped
-
-    @drop.validator
-    def _may_be_dropped(self, selection: Selection) -> None:
-        self._check(selection)
-
-    def _check(self, selection: Selection) -> None:
+    def _check_held(self, selection: Selection) -> None:
         if not self._queue.selected(selection):
             raise ApplicationError(
                 f"no dead letter with {selection} is held; `livevec retry PIPELINE --list`"
             )
+
+    @workflow.update(name="drop", description="Forget these for good; answers how many.")
+    def drop(self, selection: Selection) -> int:
+        dropped = self._queue.drop(selection)
+        self._news += 1
+        return dropped
+
+    drop.validator(_check_held)
 
     @workflow.query(description="Documents by reason, room, next try.")
     def status(self) -> RetryStatus:
@@ -176,7 +167,3 @@ class Retry(Controlled):
     @workflow.query(name="round", description="What one request to try again led to so far.")
     def round_(self, number: int) -> Round | None:
         return self._queue.round(number)
-
-
-def _now_s() -> float:
-    return workflow.time()
