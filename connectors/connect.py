@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -69,9 +68,7 @@ class KafkaConnect:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -83,7 +80,7 @@ class KafkaConnect:
 
     def definition(self, name: str) -> dict[str, str] | None:
         """Return the configuration of a connector; None when there is none."""
-        settings = self._call("GET", f"/connectors/{quote(name, safe='')}/config", absent_ok=True)
+        settings = self._call("GET", _path(name, "/config"), absent_ok=True)
         if settings is None:
             return None
         return {str(key): str(value) for key, value in settings.items() if key != "name"}
@@ -94,22 +91,20 @@ class KafkaConnect:
         A running one is stopped first, so that what runs afterwards runs with the new definition: Connect
         answers at once and exchanges the task later. One that is paused stays paused.
         """
-        path = f"/connectors/{quote(name, safe='')}"
         present = self.definition(name)
         if present is None:
-            self._call("PUT", f"{path}/config", dict(definition))
+            self._call("PUT", _path(name, "/config"), definition)
             return Applied.CREATED
         status = self.status(name)
         if present != dict(definition):
-            self._stop(name, deadline_s)
+            self._put(name, "stop", _has_stopped, deadline_s)
             try:
-                self._call("PUT", f"{path}/config", dict(definition))
+                self._call("PUT", _path(name, "/config"), definition)
             finally:
                 paused = status is not None and status.state == "PAUSED"
-                self._call("PUT", f"{path}/{'pause' if paused else 'resume'}")
-            self._until(
-                lambda: not self._has_stopped(name), deadline_s, f"connector {name!r} does not resume"
-            )
+                self._call("PUT", _path(name, "/pause" if paused else "/resume"))
+            late = f"connector {name!r} does not resume"
+            self._until(lambda: not _has_stopped(self.status(name)), deadline_s, late)
             return Applied.UPDATED
         if status is not None and status.failed:
             self.restart(name)
@@ -118,7 +113,7 @@ class KafkaConnect:
 
     def status(self, name: str) -> Status | None:
         """Return what Connect knows of the connector; None when there is none."""
-        reply = self._call("GET", f"/connectors/{quote(name, safe='')}/status", absent_ok=True)
+        reply = self._call("GET", _path(name, "/status"), absent_ok=True)
         if reply is None:
             return None
         connector, tasks = reply["connector"], reply["tasks"]
@@ -127,24 +122,19 @@ class KafkaConnect:
 
     def pause(self, name: str) -> None:
         """Stop reading, keeping the connection to the database; the slot holds back the log meanwhile."""
-        self._call("PUT", f"/connectors/{quote(name, safe='')}/pause")
-        self._until(
-            lambda: self._state(name) == "PAUSED", self._timeout_s, f"connector {name!r} does not pause"
-        )
+        self._put(name, "pause", lambda status: status is not None and status.state == "PAUSED")
 
     def resume(self, name: str) -> None:
         """Go on after `pause` or `forget_offsets`."""
-        self._call("PUT", f"/connectors/{quote(name, safe='')}/resume")
-        late = f"connector {name!r} does not resume"
-        self._until(lambda: self._state(name) not in ("PAUSED", "STOPPED"), self._timeout_s, late)
+        self._put(name, "resume", lambda status: status is None or status.state not in ("PAUSED", "STOPPED"))
 
     def restart(self, name: str, only_failed: bool = True) -> None:
         """Restart the connector and its task; `only_failed`: what runs goes on."""
         flags = f"includeTasks=true&onlyFailed={'true' if only_failed else 'false'}"
-        self._call("POST", f"/connectors/{quote(name, safe='')}/restart?{flags}")
+        self._call("POST", _path(name, f"/restart?{flags}"))
 
     def delete(self, source: PostgresSource, with_slot: bool, deadline_s: float = 30.0) -> bool:
-        """Remove the source's connector; answers whether there was one.
+        """Remove the source's connector; return whether there was one.
 
         Without its slot, a connector applied again goes on where this one ended, and until then the slot holds
         back the log. With the slot its offsets are forgotten too: they would point past the next slot's start.
@@ -153,7 +143,7 @@ class KafkaConnect:
         if present and with_slot:
             self.forget_offsets(source.name, deadline_s)
         if present:
-            self._call("DELETE", f"/connectors/{quote(source.name, safe='')}", absent_ok=True)
+            self._call("DELETE", _path(source.name), absent_ok=True)
             late = f"connector {source.name!r} does not end"
             self._until(lambda: self.status(source.name) is None, deadline_s, late)
         if with_slot:
@@ -162,8 +152,8 @@ class KafkaConnect:
 
     def forget_offsets(self, name: str, deadline_s: float = 30.0) -> None:
         """Stop the connector and make it forget where it stood; `resume` starts it as if it were new."""
-        self._stop(name, deadline_s)
-        self._call("DELETE", f"/connectors/{quote(name, safe='')}/offsets")
+        self._put(name, "stop", _has_stopped, deadline_s)
+        self._call("DELETE", _path(name, "/offsets"))
 
     def wait_until_streaming(
         self,
@@ -200,17 +190,17 @@ class KafkaConnect:
 
         self._until(streaming, deadline_s, lambda: f"connector {source.name!r} is not streaming: {seen}")
 
-    def _stop(self, name: str, deadline_s: float) -> None:
-        self._call("PUT", f"/connectors/{quote(name, safe='')}/stop")
-        self._until(lambda: self._has_stopped(name), deadline_s, f"connector {name!r} does not stop")
-
-    def _state(self, name: str) -> str | None:
-        status = self.status(name)
-        return None if status is None else status.state
-
-    def _has_stopped(self, name: str) -> bool:
-        status = self.status(name)
-        return status is None or (status.state == "STOPPED" and status.task is None)
+    def _put(
+        self,
+        name: str,
+        action: str,
+        reached: Callable[[Status | None], bool],
+        deadline_s: float | None = None,
+    ) -> None:
+        """Ask for an action, and wait until the connector's status shows it."""
+        self._call("PUT", _path(name, f"/{action}"))
+        late = f"connector {name!r} does not {action}"
+        self._until(lambda: reached(self.status(name)), deadline_s or self._timeout_s, late)
 
     def _until(self, condition: Callable[[], bool], deadline_s: float, late: str | Callable[[], str]) -> None:
         end = time.monotonic() + deadline_s
@@ -229,16 +219,18 @@ class KafkaConnect:
         end = time.monotonic() + self._timeout_s
         while True:
             try:
-                reply = self._client.request(method, path, json=body)
+                reply = self._client.request(method, path, json=None if body is None else dict(body))
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
                 raise ConnectorError(
                     f"Kafka Connect at {self._url} cannot be reached: {type(error).__name__} {error}".strip(),
                     "check that it is up, and [connect] url",
                 ) from error
-            if _rebalancing(reply) and time.monotonic() < end:
-                time.sleep(_CONFLICT_POLL_S)
-                continue
-            break
+            # While it rebalances it answers 409, or 500 where a worker learns of it while it answers.
+            conflict = reply.status_code == httpx.codes.CONFLICT
+            rebalancing = conflict or (reply.is_error and "rebalance" in reply.text)
+            if not rebalancing or time.monotonic() >= end:
+                break
+            time.sleep(_CONFLICT_POLL_S)
         if reply.status_code == httpx.codes.NOT_FOUND and absent_ok:
             return None
         if reply.is_error:
@@ -252,9 +244,12 @@ class KafkaConnect:
             ) from error
 
 
-def _rebalancing(reply: httpx.Response) -> bool:
-    """Return whether Connect is rebalancing: it answers 409, or 500 where a worker learns of it while it answers."""
-    return reply.status_code == httpx.codes.CONFLICT or (reply.is_error and "rebalance" in reply.text)
+def _has_stopped(status: Status | None) -> bool:
+    return status is None or (status.state == "STOPPED" and status.task is None)
+
+
+def _path(name: str, action: str = "") -> str:
+    return f"/connectors/{quote(name, safe='')}{action}"
 
 
 def _refusal(method: str, path: str, reply: httpx.Response) -> ConnectorError:
@@ -290,12 +285,10 @@ def _failure(source: PostgresSource, status: Status) -> ConnectorError:
 
 
 def _describe(status: Status | None, slot_now: slot.Slot | None) -> str:
-    connector = (
-        "no connector" if status is None else f"connector {status.state}, task {status.task or 'none'}"
-    )
+    state = "no connector" if status is None else f"connector {status.state}, task {status.task or 'none'}"
     if slot_now is None:
-        return f"{connector}, no slot yet"
-    return f"{connector}, slot {'active' if slot_now.active else 'not active'}"
+        return f"{state}, no slot yet"
+    return f"{state}, slot {'active' if slot_now.active else 'not active'}"
 
 
 def _cause(trace: str) -> str:

@@ -1,8 +1,8 @@
 """A PostgreSQL source and its pipelines -> the Debezium connector's configuration.
 
-Every value that is not Debezium's default is here for latency (L), for never losing or bending a row in
-silence (S), for healing without a person (H), or because `daemon/source/postgres/values.py` reproduces this
-form of a value when it reads the row itself (V).
+The settings that keep a row from being lost or bent in silence, and those of the form of a value that
+`daemon/source/postgres/values.py` reproduces when it reads the row itself, are `rules.WRITTEN`. Every other value that
+is not Debezium's default is here for latency (L) or for healing without a person (H).
 """
 
 import re
@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from connectors.rules import check_definition
+from connectors.rules import WRITTEN, check_definition
 from daemon.errors import ConnectorError
 from daemon.settings import ERA_HEADER, Pipeline, PostgresSource
 
-HEARTBEAT_TOPIC_PREFIX = "__debezium-heartbeat"
-MESSAGE_PREFIX = "livevec"
 RECORD_BYTES_MAX = 16 * 1024 * 1024
 """Largest record that the connector may send and that a topic made by livevec takes (Kafka's default: 1 MB)."""
+_REMEDY_OF_DSN = "write it as postgresql://user:password@host:5432/database"
 _QUEUE_BYTES_MAX = 64 * 1024 * 1024
-_JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 
 def render(
@@ -41,11 +39,10 @@ def render(
             f"no pipeline reads source {source.name!r}", "define one in daemon.toml, or remove the source"
         )
     definition = {
-        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+        **{rule.key: rule.allowed[0] for rule in WRITTEN},
         "tasks.max": "1",
         **_database(source),
         **_capture(source, tables),
-        **_values(),
         **_delivery(source),
         **source.connector,
     }
@@ -64,12 +61,7 @@ def connector_user(source: PostgresSource) -> str:
 
 
 def heartbeat_topic(source: PostgresSource) -> str:
-    return f"{HEARTBEAT_TOPIC_PREFIX}.{source.name}"
-
-
-def message_topic(source: PostgresSource) -> str:
-    """Return where the messages arrive that prove how far the log was read: op `m`, `source.ts_us` is their commit."""
-    return source.message_topic
+    return f"__debezium-heartbeat.{source.name}"
 
 
 def _database(source: PostgresSource) -> dict[str, str]:
@@ -78,8 +70,7 @@ def _database(source: PostgresSource) -> dict[str, str]:
         parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
     except ProgrammingError as error:
         raise ConnectorError(
-            f"the connection string of source {source.name!r} cannot be read: {error}".strip(),
-            "write it as postgresql://user:password@host:5432/database",
+            f"the connection string of source {source.name!r} cannot be read: {error}".strip(), _REMEDY_OF_DSN
         ) from None
     host, port = parts.get("host", "localhost"), parts.get("port", "5432")
     if "," in host or host.startswith("/"):
@@ -87,76 +78,40 @@ def _database(source: PostgresSource) -> dict[str, str]:
             f"source {source.name!r} names {host!r} as its host, but Debezium needs one TCP address",
             "set `capture_dsn` to the address of the primary (or of a proxy that follows it)",
         )
-    try:
-        database, user = parts["dbname"], parts["user"]
-    except KeyError as missing:
-        raise ConnectorError(
-            f"the connection string of source {source.name!r} names no {missing.args[0]}",
-            "write it as postgresql://user:password@host:5432/database",
-        ) from None
-    settings = {
+    for part in ("dbname", "user"):
+        if part not in parts:
+            raise ConnectorError(
+                f"the connection string of source {source.name!r} names no {part}", _REMEDY_OF_DSN
+            )
+    ssl = ("sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword")
+    return {
         "database.hostname": host,
         "database.port": port,
-        "database.user": user,
+        "database.user": parts["user"],
         "database.password": parts.get("password", ""),
-        "database.dbname": database,
+        "database.dbname": parts["dbname"],
+        **{f"database.{key}": parts[key] for key in ssl if key in parts},
     }
-    for key in ("sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword"):
-        if key in parts:
-            settings[f"database.{key}"] = parts[key]
-    return settings
 
 
 def _capture(source: PostgresSource, tables: Sequence[str]) -> dict[str, str]:
     """Return the settings of what is read from PostgreSQL, and of how reading goes on after a fault."""
     return {
-        "plugin.name": "pgoutput",
         "publication.name": source.publication_name,
-        # S: the preflight checks the publication; Debezium must not widen or narrow it behind our back.
-        "publication.autocreate.mode": "disabled",
         "slot.name": source.slot_name,
-        "slot.drop.on.stop": "false",
         "topic.prefix": source.name,
         "table.include.list": ",".join(_escape(table) for table in tables),
         "snapshot.mode": source.snapshot_mode,
         "snapshot.fetch.size": "1000",
-        # S: the default skips TRUNCATE.
-        "skipped.operations": "none",
         "tombstones.on.delete": "true",
-        # S: the default goes on without a word when the slot was made anew and is ahead of the stored offset.
-        "offset.mismatch.strategy": "trust_offset",
-        # S: the default puts NULL in place of a value that it cannot convert, and goes on.
-        "event.converting.failure.handling.mode": "fail",
-        "event.processing.failure.handling.mode": "fail",
-        "errors.tolerance": "none",
+        "include.unknown.datatypes": "false",
         "heartbeat.interval.ms": str(source.heartbeat_interval_ms),
-        # S: Debezium's own heartbeat goes on while the log stands still, so it proves nothing. This message comes
-        # through the log: all that was committed before it has arrived. And it frees log that the slot would
-        # hold back for ever while only other tables are written.
-        "heartbeat.action.query": f"SELECT pg_logical_emit_message(true, '{MESSAGE_PREFIX}', '')",
         "status.update.interval.ms": "1000",
         # H: the defaults are 10 s each; a slot stays taken until PostgreSQL has noticed that its reader died.
         "errors.max.retries": "-1",
         "retriable.restart.connector.wait.ms": "1000",
         "slot.retry.delay.ms": "1000",
         "slot.max.retries": "120",
-    }
-
-
-def _values() -> dict[str, str]:
-    """Return the settings of how values are written (V)."""
-    return {
-        "decimal.handling.mode": "string",
-        # Text instead of numbers since 1970: a date in a text template reads as a date.
-        "time.precision.mode": "isostring",
-        "interval.handling.mode": "string",
-        "hstore.handling.mode": "json",
-        "binary.handling.mode": "bytes",
-        "include.unknown.datatypes": "false",
-        "key.converter": _JSON,
-        "key.converter.schemas.enable": "false",
-        "value.converter": _JSON,
-        "value.converter.schemas.enable": "false",
     }
 
 

@@ -4,87 +4,106 @@ Each finding that is not ok carries the statement or setting that makes it so. N
 `connectors.prepare` creates what is missing where the configuration allows it.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from psycopg import sql
 
 from connectors import slot
 from connectors.definition import connector_user
-from connectors.prepare import prepare
-from connectors.rules import Finding, check_definition, failed, passed
+from connectors.rules import Finding, failed, judged, passed
 from connectors.slot import Connection
 from connectors.tables import check_table
 from connectors.topics import check_topics
 from daemon.errors import ConnectorError
 from daemon.settings import KafkaSettings, Pipeline, PostgresSource
 
-__all__ = ["Finding", "check", "check_definition", "prepare"]
-
 VERSION_MIN = 150000
 """PostgreSQL 15: the first whose catalog tells a publication's columns and row filters."""
+_SERVER = """
+SELECT current_setting('wal_level'),
+       current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
+       current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_get_wal_senders())
+"""
 
 
 def check(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Finding]:
     """Check the database, the publication, every pipeline's table, and the topics; this changes nothing."""
-    mine = [pipeline for pipeline in pipelines if pipeline.source == source.name]
-    return [*_check_database(source, mine), *check_topics(source, mine, kafka)]
-
-
-def _check_database(source: PostgresSource, pipelines: Sequence[Pipeline]) -> list[Finding]:
+    own = [pipeline for pipeline in pipelines if pipeline.source == source.name]
     try:
         user = connector_user(source)
         with slot.connected(source) as connection:
-            return _check_connected(connection, source, pipelines, user)
+            findings = _check_database(connection, source, own, user)
     except ConnectorError as error:
-        return [Finding("connection", False, str(error), error.remedy)]
+        findings = [failed("connection", str(error), error.remedy)]
+    return [*findings, *check_topics(source, own, kafka)]
 
 
-def _check_connected(
+def _check_database(
     connection: Connection, source: PostgresSource, pipelines: Sequence[Pipeline], user: str
 ) -> list[Finding]:
-    findings = [passed("connection", "PostgreSQL answers"), _version(connection), _primary(connection)]
+    version = connection.info.server_version
+    shown = connection.info.parameter_status("server_version") or str(version)
+    standby = connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+    findings = [
+        passed("connection", "PostgreSQL answers"),
+        judged(
+            "version",
+            version >= VERSION_MIN,
+            f"PostgreSQL {shown}",
+            f"PostgreSQL {shown} is too old",
+            f"use version {VERSION_MIN // 10000} or newer",
+        ),
+        judged(
+            "primary",
+            not standby,
+            "the server is a primary",
+            "the server is a standby: its snapshots do not tell which transactions are running",
+            "let `dsn` name the primary (list all hosts and add target_session_attrs=read-write)",
+        ),
+    ]
     if not all(finding.ok for finding in findings):
         return findings
-    findings += [
-        _wal_level(connection),
-        _replication_right(connection, user),
-        _free_slot(connection, source),
-        _free_sender(connection, source),
-    ]
-    publication = _publication(connection, source)
+    findings += _server(connection, source, user)
+    publication = list(_publication(connection, source.publication_name))
     findings += publication
     for pipeline in pipelines:
         findings += check_table(connection, source, pipeline, user, published=publication[0].ok)
     return findings
 
 
-def _version(connection: Connection) -> Finding:
-    number = connection.info.server_version
-    shown = connection.info.parameter_status("server_version") or str(number)
-    if number >= VERSION_MIN:
-        return passed("version", f"PostgreSQL {shown}")
-    return failed("version", f"PostgreSQL {shown} is too old", f"use version {VERSION_MIN // 10000} or newer")
-
-
-def _primary(connection: Connection) -> Finding:
-    if not _one(connection, "SELECT pg_is_in_recovery()"):
-        return passed("primary", "the server is a primary")
-    return failed(
-        "primary",
-        "the server is a standby: its snapshots do not tell which transactions are running",
-        "let `dsn` name the primary (list all hosts and add target_session_attrs=read-write)",
-    )
-
-
-def _wal_level(connection: Connection) -> Finding:
-    level = _one(connection, "SELECT current_setting('wal_level')")
-    if level == "logical":
-        return passed("wal_level", "wal_level is logical")
-    return failed(
+def _server(connection: Connection, source: PostgresSource, user: str) -> Iterator[Finding]:
+    row = connection.execute(_SERVER).fetchone()
+    assert row is not None
+    level, slots_max, slots, senders_max, senders = row
+    yield judged(
         "wal_level",
+        level == "logical",
+        "wal_level is logical",
         f"wal_level is {level!r}, so changes cannot be decoded",
         "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL",
+    )
+    yield _replication_right(connection, user)
+    own_slot = connection.execute(
+        "SELECT plugin, database = current_database(), wal_status, active FROM pg_replication_slots"
+        " WHERE slot_name = %s",
+        [source.slot_name],
+    ).fetchone()
+    if own_slot is not None:
+        yield _existing_slot(source, *own_slot[:3])
+    else:
+        yield judged(
+            "slot",
+            slots < slots_max,
+            f"{slots_max - slots} of {slots_max} slots are free",
+            f"all {slots_max} replication slots are taken",
+            f"drop one that nobody reads, or ALTER SYSTEM SET max_replication_slots = {slots_max + 5} and restart",
+        )
+    yield judged(
+        "wal_senders",
+        senders < senders_max or (own_slot is not None and own_slot[3]),
+        f"{senders} of {senders_max} WAL senders are busy",
+        f"all {senders_max} WAL senders are busy",
+        f"ALTER SYSTEM SET max_wal_senders = {senders_max + 5}, then restart PostgreSQL",
     )
 
 
@@ -94,105 +113,59 @@ def _replication_right(connection: Connection, user: str) -> Finding:
         " AND pg_has_role(r.oid, g.oid, 'member')) FROM pg_roles r WHERE rolname = %s",
         [user],
     ).fetchone()
+    role = sql.Identifier(user).as_string(connection)
     if row is None:
         return failed(
             "replication_right",
             f"the connector's role {user!r} does not exist",
-            sql.SQL("CREATE ROLE {} LOGIN REPLICATION PASSWORD '...'")
-            .format(sql.Identifier(user))
-            .as_string(connection),
+            f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD '...'",
         )
-    if row[0]:
-        return passed("replication_right", f"role {user!r} may replicate")
-    return failed(
+    return judged(
         "replication_right",
+        row[0],
+        f"role {user!r} may replicate",
         f"role {user!r} may not start replication",
-        sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(user)).as_string(connection),
+        f"ALTER ROLE {role} REPLICATION",
     )
 
 
-def _free_slot(connection: Connection, source: PostgresSource) -> Finding:
+def _existing_slot(source: PostgresSource, plugin: str, here: bool, status: str) -> Finding:
     name = source.slot_name
-    row = connection.execute(
-        "SELECT plugin, database = current_database(), wal_status, active FROM pg_replication_slots"
-        " WHERE slot_name = %s",
-        [name],
-    ).fetchone()
-    if row is not None:
-        plugin, here, status, _ = row
-        if plugin != "pgoutput" or not here:
-            where = "of another database" if not here else f"with plugin {plugin!r}"
-            return failed(
-                "slot", f"a slot {name!r} {where} exists", f"set sources.{source.name}.slot to another name"
-            )
-        if status == "lost":
-            return failed(
-                "slot",
-                f"slot {name!r} is lost: PostgreSQL removed log that it needed (max_slot_wal_keep_size)",
-                "delete the connector with its slot, raise the source's `era` by one, apply, and backfill",
-            )
-        return passed("slot", f"slot {name!r} is there")
-    used = _one(connection, "SELECT count(*) FROM pg_replication_slots")
-    most = _one(connection, "SELECT current_setting('max_replication_slots')::int")
-    if used < most:
-        return passed("slot", f"{most - used} of {most} slots are free")
-    return failed(
+    if plugin != "pgoutput" or not here:
+        where = "of another database" if not here else f"with plugin {plugin!r}"
+        return failed(
+            "slot", f"a slot {name!r} {where} exists", f"set sources.{source.name}.slot to another name"
+        )
+    return judged(
         "slot",
-        f"all {most} replication slots are taken",
-        f"drop one that nobody reads, or ALTER SYSTEM SET max_replication_slots = {most + 5} and restart",
+        status != "lost",
+        f"slot {name!r} is there",
+        f"slot {name!r} is lost: PostgreSQL removed log that it needed (max_slot_wal_keep_size)",
+        "delete the connector with its slot, raise the source's `era` by one, apply, and backfill",
     )
 
 
-def _free_sender(connection: Connection, source: PostgresSource) -> Finding:
-    most = _one(connection, "SELECT current_setting('max_wal_senders')::int")
-    used = _one(connection, "SELECT count(*) FROM pg_stat_get_wal_senders()")
-    mine = _one(
-        connection,
-        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s AND active",
-        [source.slot_name],
-    )
-    if used < most or mine:
-        return passed("wal_senders", f"{used} of {most} WAL senders are busy")
-    return failed(
-        "wal_senders",
-        f"all {most} WAL senders are busy",
-        f"ALTER SYSTEM SET max_wal_senders = {most + 5}, then restart PostgreSQL",
-    )
-
-
-def _publication(connection: Connection, source: PostgresSource) -> list[Finding]:
-    name = sql.Identifier(source.publication_name)
-    row = connection.execute(
-        "SELECT pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = %s",
-        [source.publication_name],
-    ).fetchone()
-    if row is None:
-        statement = "CREATE PUBLICATION {} WITH (publish = 'insert, update, delete, truncate')"
-        return [
-            failed(
-                "publication",
-                f"publication {source.publication_name!r} does not exist",
-                f"`livevec connector apply` creates it where create_publication is true; by hand: "
-                f"{sql.SQL(statement).format(name).as_string(connection)}",
-            )
-        ]
+def _publication(connection: Connection, name: str) -> Iterator[Finding]:
     operations = ("insert", "update", "delete", "truncate")
-    missing = [operation for operation, there in zip(operations, row, strict=True) if not there]
-    present = passed("publication", f"publication {source.publication_name!r} is there")
-    if missing:
-        statement = "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')"
-        return [
-            present,
-            failed(
-                "publication_operations",
-                f"publication {source.publication_name!r} leaves out {', '.join(missing)}",
-                sql.SQL(statement).format(name).as_string(connection),
-            ),
-        ]
-    return [present, passed("publication_operations", "the publication carries all operations")]
-
-
-def _one(connection: Connection, query: str, parameters: Sequence[object] = ()) -> Any:
-    row = connection.execute(query, parameters).fetchone()
-    assert row is not None
-    return row[0]
+    options = f"(publish = '{', '.join(operations)}')"
+    quoted = sql.Identifier(name).as_string(connection)
+    row = connection.execute(
+        "SELECT pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = %s", [name]
+    ).fetchone()
+    yield judged(
+        "publication",
+        row is not None,
+        f"publication {name!r} is there",
+        f"publication {name!r} does not exist",
+        f"`livevec connector apply` creates it where create_publication is true; by hand: "
+        f"CREATE PUBLICATION {quoted} WITH {options}",
+    )
+    if row is not None:
+        missing = [operation for operation, published in zip(operations, row, strict=True) if not published]
+        yield judged(
+            "publication_operations",
+            not missing,
+            "the publication carries all operations",
+            f"publication {name!r} leaves out {', '.join(missing)}",
+            f"ALTER PUBLICATION {quoted} SET {options}",
+        )

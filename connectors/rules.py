@@ -1,6 +1,7 @@
-"""What a Debezium connector's definition must say, whoever wrote it."""
+"""Findings of all checks, and what a Debezium connector's definition must say, whoever wrote it."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -29,6 +30,11 @@ def failed(check: str, message: str, remedy: str) -> Finding:
     return Finding(check, False, message, remedy)
 
 
+def judged(check: str, ok: bool, message: str, problem: str, remedy: str) -> Finding:
+    """Return a finding with the message where it is ok, else with the problem and its remedy."""
+    return passed(check, message) if ok else failed(check, problem, remedy)
+
+
 POSTGRES_CLASS = "io.debezium.connector.postgresql.PostgresConnector"
 _INSERT_HEADER = "org.apache.kafka.connect.transforms.InsertHeader"
 _JSON = "org.apache.kafka.connect.json.JsonConverter"
@@ -36,22 +42,29 @@ _JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One setting: the values it may have, the one to write, Debezium's default, and what goes wrong else."""
+    """One setting: the values that lose or bend no row (the first is the one to write), Debezium's default, what goes
+    wrong with any other value, and the pattern of further values that are as good."""
 
     key: str
     allowed: tuple[str, ...]
     default: str
     harm: str
+    pattern: str = "(?!)"
 
     def check(self, definition: Mapping[str, str]) -> Finding:
         value = definition.get(self.key, self.default).strip()
-        if value.lower() in {allowed.lower() for allowed in self.allowed}:
-            return passed(self.key, f"{self.key} is {value!r}")
+        allowed = value.lower() in {allowed.lower() for allowed in self.allowed}
         shown = repr(value) if self.key in definition else f"not set, which means {value!r}"
-        return failed(self.key, f"{self.key} is {shown}: {self.harm}", f"set {self.key}={self.allowed[0]}")
+        return judged(
+            self.key,
+            allowed or re.match(self.pattern, value, re.IGNORECASE) is not None,
+            f"{self.key} is {value!r}",
+            f"{self.key} is {shown}: {self.harm}",
+            f"set {self.key}={self.allowed[0]}",
+        )
 
 
-_RULES = (
+WRITTEN = (
     _Rule("connector.class", (POSTGRES_CLASS,), "", "livevec reads the envelope of this connector"),
     _Rule("plugin.name", ("pgoutput",), "decoderbufs", "decoderbufs needs an extension and drops TRUNCATE"),
     _Rule(
@@ -85,6 +98,7 @@ _RULES = (
         "Debezium would change the publication that the preflight has checked",
     ),
     _Rule("decimal.handling.mode", ("string",), "precise", "numeric values would arrive as bytes"),
+    # Text instead of numbers since 1970: a date in a text template reads as a date.
     _Rule("time.precision.mode", ("isostring",), "adaptive", "dates and times would arrive as numbers"),
     _Rule("interval.handling.mode", ("string",), "numeric", "intervals would arrive as approximate numbers"),
     _Rule("hstore.handling.mode", ("json",), "json", "hstore values would not equal those read directly"),
@@ -95,6 +109,24 @@ _RULES = (
     _Rule("key.converter.schemas.enable", ("false",), "true", "livevec reads JSON without schemas"),
     _Rule("value.converter", (_JSON,), "", "livevec reads JSON"),
     _Rule("value.converter.schemas.enable", ("false",), "true", "livevec reads JSON without schemas"),
+    _Rule(
+        "heartbeat.interval.ms",
+        ("1000",),
+        "0",
+        "freshness is not known while the tables are idle",
+        pattern=r"0*[1-9]\d*$",
+    ),
+    _Rule(
+        "heartbeat.action.query",
+        ("SELECT pg_logical_emit_message(true, 'livevec', '')",),
+        "",
+        # The message comes through the log: all that was committed before it has arrived.
+        "Debezium's heartbeat alone goes on while the log stands still, and the slot holds back log while only other "
+        "tables are written",
+        pattern=r"(?s:.*)pg_logical_emit_message\s*\(\s*true",
+    ),
+)
+_KEPT_DEFAULTS = (
     _Rule("field.name.adjustment.mode", ("none",), "none", "columns would have other names"),
     _Rule(
         "unavailable.value.placeholder",
@@ -114,33 +146,7 @@ _RULES = (
 
 def check_definition(definition: Mapping[str, str]) -> list[Finding]:
     """Check a connector's configuration, ours or one deployed by someone else: one finding per rule."""
-    checks: tuple[Callable[[Mapping[str, str]], Finding], ...] = (_heartbeat, _message, _transforms)
-    return [rule.check(definition) for rule in _RULES] + [check(definition) for check in checks]
-
-
-def _heartbeat(definition: Mapping[str, str]) -> Finding:
-    key = "heartbeat.interval.ms"
-    value = definition.get(key, "0")
-    if value.isdigit() and int(value) > 0:
-        return passed(key, f"{key} is {value!r}")
-    return failed(
-        key,
-        f"{key} is {value!r}: freshness is not known while the tables are idle",
-        f"set {key}=1000",
-    )
-
-
-def _message(definition: Mapping[str, str]) -> Finding:
-    key = "heartbeat.action.query"
-    value = definition.get(key, "")
-    if "pg_logical_emit_message(true" in value.replace(" ", "").lower():
-        return passed(key, f"{key} sends a message through the log")
-    return failed(
-        key,
-        f"{key} is {value!r}: Debezium's heartbeat alone goes on while the log stands still, and the slot holds back "
-        "log while only other tables are written",
-        f"set {key}=SELECT pg_logical_emit_message(true, 'livevec', '')",
-    )
+    return [*(rule.check(definition) for rule in (*WRITTEN, *_KEPT_DEFAULTS)), _transforms(definition)]
 
 
 def _transforms(definition: Mapping[str, str]) -> Finding:
@@ -148,10 +154,10 @@ def _transforms(definition: Mapping[str, str]) -> Finding:
     names = [name.strip() for name in definition.get("transforms", "").split(",") if name.strip()]
     kinds = {name: definition.get(f"transforms.{name}.type", "") for name in names}
     other = sorted(f"{name} ({kind})" for name, kind in kinds.items() if kind != _INSERT_HEADER)
-    if other:
-        return failed(
-            "transforms",
-            f"the definition transforms records: {', '.join(other)}; livevec reads Debezium's own envelope",
-            "remove these transforms; other readers can apply theirs when they consume",
-        )
-    return passed("transforms", "no transform changes the envelope")
+    return judged(
+        "transforms",
+        not other,
+        "no transform changes the envelope",
+        f"the definition transforms records: {', '.join(other)}; livevec reads Debezium's own envelope",
+        "remove these transforms; other readers can apply theirs when they consume",
+    )

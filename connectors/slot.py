@@ -27,9 +27,7 @@ class Slot:
         confirmed_lsn: everything before it was acknowledged; None until the first acknowledgement.
     """
 
-    name: str
     plugin: str
-    database: str
     active: bool
     lost: bool
     confirmed_lsn: int | None
@@ -70,25 +68,15 @@ def read(source: PostgresSource) -> Slot | None:
     """
     with connected(source) as connection:
         row = connection.execute(
-            "SELECT slot_name::text, plugin::text, database::text, active, wal_status = 'lost',"
+            "SELECT coalesce(plugin, '')::text, active, coalesce(wal_status = 'lost', false),"
             " (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE slot_name = %s",
             [source.slot_name],
         ).fetchone()
-    if row is None:
-        return None
-    name, plugin, database, active, lost, confirmed = row
-    return Slot(
-        str(name),
-        str(plugin or ""),
-        str(database or ""),
-        bool(active),
-        bool(lost),
-        None if confirmed is None else int(str(confirmed)),
-    )
+    return None if row is None else Slot(*row)
 
 
 def drop(source: PostgresSource, deadline_s: float) -> bool:
-    """Drop the slot once its reader has let go of it; answers whether there was one.
+    """Drop the slot once its reader has let go of it; return whether there was one.
 
     Raises:
         ConnectorError: it is still in use after `deadline_s`, or may not be dropped.
@@ -97,11 +85,13 @@ def drop(source: PostgresSource, deadline_s: float) -> bool:
     with connected(source) as connection:
         while True:
             try:
-                dropped = connection.execute(
-                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
-                    [source.slot_name],
-                ).fetchall()
-                return bool(dropped)
+                return (
+                    connection.execute(
+                        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+                        [source.slot_name],
+                    ).fetchall()
+                    != []
+                )
             except psycopg.errors.ObjectInUse as error:
                 if time.monotonic() > end:
                     raise ConnectorError(

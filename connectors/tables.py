@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from psycopg import sql
 
 from connectors import slot
-from connectors.rules import Finding, failed, passed
+from connectors.rules import Finding, failed, judged, passed
 from connectors.slot import Connection
 from daemon.settings import Pipeline, PostgresSource
 from daemon.source.postgres.schema import ColumnInfo, TableSchema, read_any_table
@@ -47,8 +47,8 @@ def check_table(
     if not findings[0].ok:
         return findings
     identities = connection.execute(_IDENTITIES, {"oid": table.oid}).fetchall()
-    findings += _key(connection, table)
     findings += [
+        _key(connection, table),
         _identity(table, identities),
         _select_right(connection, table, user),
         _rows(connection, table),
@@ -75,23 +75,22 @@ def _kind(table: TableSchema) -> Finding:
     if table.kind not in ("r", "p"):
         kind = _KINDS.get(table.kind, f"of kind {table.kind!r}")
         return failed("table", f"{table.name} is {kind}, which has no log", "name the table beneath it")
-    if table.persistence != "p":
-        return failed(
-            "table",
-            f"{table.name} is unlogged or temporary: its changes are not in the log",
-            f"ALTER TABLE {table.quoted} SET LOGGED",
-        )
-    return passed("table", f"table {table.name} is there")
+    return judged(
+        "table",
+        table.persistence == "p",
+        f"table {table.name} is there",
+        f"{table.name} is unlogged or temporary: its changes are not in the log",
+        f"ALTER TABLE {table.quoted} SET LOGGED",
+    )
 
 
-def _key(connection: Connection, table: TableSchema) -> Iterator[Finding]:
+def _key(connection: Connection, table: TableSchema) -> Finding:
     if not table.key:
-        yield failed(
+        return failed(
             "primary_key",
             f"table {table.name} has no primary key, so its rows cannot be told apart",
             f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (...)",
         )
-        return
     row = connection.execute(
         "SELECT conname::text, condeferrable FROM pg_constraint WHERE conrelid = %s AND contype = 'p'",
         [table.oid],
@@ -99,26 +98,21 @@ def _key(connection: Connection, table: TableSchema) -> Iterator[Finding]:
     name, deferrable = row if row is not None else ("", False)
     if deferrable:
         columns = sql.SQL(", ").join(map(sql.Identifier, table.key)).as_string(connection)
-        yield failed(
+        return failed(
             "primary_key",
             f"the primary key of {table.name} is deferrable: a swap of keys would end in a deleted row",
             f'ALTER TABLE {table.quoted} DROP CONSTRAINT "{name}", ADD PRIMARY KEY ({columns})',
         )
-        return
-    unfit = [column for column in map(table.column, table.key) if not _fit_for_key(column)]
+    columns_of_key = map(table.column, table.key)
+    unfit = [column for column in columns_of_key if column.codec is None or column.codec.key_literal is None]
     if unfit:
         shown = ", ".join(f"{column.name} ({column.base.name})" for column in unfit)
-        yield failed(
+        return failed(
             "key_type",
             f"the primary key of {table.name} has columns that cannot be looked up from their text: {shown}",
             "use a key of whole numbers, text or uuid",
         )
-        return
-    yield passed("primary_key", f"the primary key of {table.name} is ({', '.join(table.key)})")
-
-
-def _fit_for_key(column: ColumnInfo) -> bool:
-    return column.codec is not None and column.codec.key_literal is not None
+    return passed("primary_key", f"the primary key of {table.name} is ({', '.join(table.key)})")
 
 
 _IDENTITIES = """
@@ -153,10 +147,7 @@ def _select_right(connection: Connection, table: TableSchema, user: str) -> Find
     ).fetchone()
     if row is None or row[1]:
         return passed("select_right", f"{table.name} may be read")
-    role, schema_name = (
-        sql.Identifier(row[0]).as_string(connection),
-        sql.Identifier(schema).as_string(connection),
-    )
+    role, schema_name = (sql.Identifier(name).as_string(connection) for name in (row[0], schema))
     return failed(
         "select_right",
         f"role {row[0]!r} may not read {table.name}",
@@ -169,13 +160,12 @@ def _rows(connection: Connection, table: TableSchema) -> Finding:
         "SELECT row_security_active(%s::oid), current_user::text", [table.oid]
     ).fetchone()
     assert row is not None
-    if not row[0]:
-        return passed("row_security", f"all rows of {table.name} are seen")
-    role = sql.Identifier(row[1]).as_string(connection)
-    return failed(
+    return judged(
         "row_security",
+        not row[0],
+        f"all rows of {table.name} are seen",
         f"row security hides rows of {table.name} from role {row[1]!r}: they would look deleted",
-        f"ALTER ROLE {role} BYPASSRLS",
+        f"ALTER ROLE {sql.Identifier(row[1]).as_string(connection)} BYPASSRLS",
     )
 
 
@@ -190,28 +180,28 @@ def _columns(table: TableSchema, pipeline: Pipeline, identity_is_full: bool) -> 
                 f"pipeline {pipeline.name!r} uses column {name!r}, which {table.name} does not have",
                 f"correct daemon.toml{_nearest(name, names)}",
             )
-        elif column.codec is None:
+            continue
+        typed = f"column {name!r} of {table.name} is of type {column.base.name}{'[]' * column.base.array}"
+        if column.codec is None:
             yield failed(
                 "column_type",
-                f"column {name!r} of {table.name} is of type {_shown(column)}, which Debezium does not carry "
-                "faithfully",
+                f"{typed}, which Debezium does not carry faithfully",
                 "use another column, for instance one of type text that a trigger fills",
             )
         elif name in numeric and (column.base.array or column.base.name not in _NUMBERS):
             yield failed(
                 "column_type",
-                f"column {name!r} of {table.name} is of type {_shown(column)} but declared numeric",
+                f"{typed} but declared numeric",
                 'declare it as type = "tag", or add a column with the number (for a time: seconds since 1970)',
             )
-        elif not (_holds_placeholder(column) or identity_is_full):
+        elif identity_is_full or _holds_placeholder(column):
+            yield passed("column", f"column {name!r} of {table.name} is there")
+        else:
             yield failed(
                 "column_type",
-                f"column {name!r} of {table.name} is of type {_shown(column)}: an update that leaves alone a value "
-                "stored apart (TOAST) would stop the connector",
+                f"{typed}: an update that leaves alone a value stored apart (TOAST) would stop the connector",
                 f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL, or use a column of another type",
             )
-        else:
-            yield passed("column", f"column {name!r} of {table.name} is there")
 
 
 def _published(
@@ -268,16 +258,14 @@ def _not_published(
         " WHERE p.pubname = %s AND r.prrelid = %s",
         [source.publication_name, table.oid],
     ).fetchone()
+    problem, change = f"does not carry {table.name}", f"ADD TABLE {table.quoted}"
     if member is not None:
-        return failed(
-            "publication_table",
-            f"publication {source.publication_name!r} names the partitions of {table.name} instead of the table",
-            f"ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)",
-        )
+        problem = f"names the partitions of {table.name} instead of the table"
+        change = "SET (publish_via_partition_root = true)"
     return failed(
         "publication_table",
-        f"publication {source.publication_name!r} does not carry {table.name}",
-        f"ALTER PUBLICATION {publication} ADD TABLE {table.quoted}",
+        f"publication {source.publication_name!r} {problem}",
+        f"ALTER PUBLICATION {publication} {change}",
     )
 
 
@@ -320,10 +308,6 @@ def _holds_placeholder(column: ColumnInfo) -> bool:
 def _needed_columns(pipeline: Pipeline) -> list[str]:
     """Return the columns that a pipeline's text and metadata name."""
     return list(dict.fromkeys([*pipeline.columns, *(field.column for field in pipeline.metadata)]))
-
-
-def _shown(column: ColumnInfo) -> str:
-    return f"{column.base.name}[]" if column.base.array else column.base.name
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -2,18 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import (
-    AdminClient,
-    ConfigResource,
-    NewTopic,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic
+from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic
 from connectors.rules import Finding, failed, passed
 from daemon.errors import ConnectorError
 from daemon.settings import KafkaSettings, Pipeline, PostgresSource
@@ -34,14 +30,10 @@ class Topic:
 def topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[Topic]:
     """Return all topics of a source and its pipelines, each once."""
     needed = [
-        Topic(pipeline.topic_name, source.topic_partitions, f"changes of {pipeline.table}")
-        for pipeline in pipelines
-    ]
-    needed.append(Topic(heartbeat_topic(source), 1, "heartbeats"))
-    needed.append(Topic(message_topic(source), 1, "messages that prove how far the log was read"))
-    needed += [
-        Topic(kafka.dead_letter_topic(pipeline.name), 1, f"dead letters of {pipeline.name}")
-        for pipeline in pipelines
+        *(Topic(own.topic_name, source.topic_partitions, f"changes of {own.table}") for own in pipelines),
+        Topic(heartbeat_topic(source), 1, "heartbeats"),
+        Topic(source.message_topic, 1, "messages that prove how far the log was read"),
+        *(Topic(kafka.dead_letter_topic(own.name), 1, f"dead letters of {own.name}") for own in pipelines),
     ]
     return list({topic.name: topic for topic in needed}.values())
 
@@ -55,24 +47,24 @@ def check_topics(
     if illegal:
         return illegal
     try:
-        admin = _admin(kafka)
-        present = set(admin.list_topics(timeout=_TIMEOUT_S).topics)
-        limits = _record_bytes_max(admin, [topic.name for topic in needed if topic.name in present])
-    except KafkaException as error:
-        return [_unreachable(kafka, error)]
-    findings = [passed("kafka", f"Kafka answers at {kafka.bootstrap_servers}")]
-    for topic in needed:
-        if topic.name not in present:
-            findings.append(_missing(topic, present))
-        elif limits[topic.name] < RECORD_BYTES_MAX:
-            findings.append(_small(topic, limits[topic.name]))
-        else:
-            findings.append(passed("topic", f"topic {topic.name!r} is there"))
-    return findings
+        with _admin(kafka) as admin:
+            present = set(admin.list_topics(timeout=_TIMEOUT_S).topics)
+            limits = _record_bytes_max(admin, [topic.name for topic in needed if topic.name in present])
+    except ConnectorError as error:
+        return [failed("kafka", str(error).removesuffix(f"; {error.remedy}"), error.remedy)]
+    return [
+        passed("kafka", f"Kafka answers at {kafka.bootstrap_servers}"),
+        *(
+            _takes_long_records(topic, limits[topic.name])
+            if topic.name in present
+            else _missing(topic, present)
+            for topic in needed
+        ),
+    ]
 
 
 def create_topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: KafkaSettings) -> list[str]:
-    """Create the topics that are missing; answers their names.
+    """Create the topics that are missing; return their names.
 
     Raises:
         ConnectorError: Kafka is away, or does not let us.
@@ -82,40 +74,42 @@ def create_topics(source: PostgresSource, pipelines: Sequence[Pipeline], kafka: 
         if not _LEGAL.fullmatch(topic.name):
             finding = _name(topic)
             raise ConnectorError(finding.message, finding.remedy)
-    try:
-        admin = _admin(kafka)
+    with _admin(kafka) as admin:
         present = admin.list_topics(timeout=_TIMEOUT_S).topics
-    except KafkaException as error:
-        finding = _unreachable(kafka, error)
-        raise ConnectorError(finding.message, finding.remedy) from error
-    missing = [topic for topic in needed if topic.name not in present]
-    if not missing:
-        return []
-    requests = [
-        NewTopic(
-            topic.name,
-            num_partitions=topic.partitions,
-            replication_factor=source.topic_replication_factor,
-            config={"cleanup.policy": "delete", "max.message.bytes": str(RECORD_BYTES_MAX)},
-        )
-        for topic in missing
-    ]
-    for name, future in admin.create_topics(requests, operation_timeout=_TIMEOUT_S).items():
+        requests = [
+            NewTopic(
+                topic.name,
+                num_partitions=topic.partitions,
+                replication_factor=source.topic_replication_factor,
+                config={"cleanup.policy": "delete", "max.message.bytes": str(RECORD_BYTES_MAX)},
+            )
+            for topic in needed
+            if topic.name not in present
+        ]
+        created = admin.create_topics(requests, operation_timeout=_TIMEOUT_S) if requests else {}
+    for name, future in created.items():
         try:
             future.result()
         except KafkaException as error:
-            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
-                continue
-            raise ConnectorError(
-                f"topic {name!r} cannot be created: {error.args[0].str()}",
-                "create it by hand, or set topic_replication_factor to at most the number of brokers",
-            ) from error
-    return [topic.name for topic in missing]
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise ConnectorError(
+                    f"topic {name!r} cannot be created: {error.args[0].str()}",
+                    "create it by hand, or set topic_replication_factor to at most the number of brokers",
+                ) from error
+    return list(created)
 
 
-def _admin(kafka: KafkaSettings) -> AdminClient:
-    # log_level 0: librdkafka would write its connection errors to stderr; they come back as results anyway.
-    return AdminClient({"log_level": 0, **kafka.client, "bootstrap.servers": kafka.bootstrap_servers})
+@contextmanager
+def _admin(kafka: KafkaSettings) -> Iterator[AdminClient]:
+    """Open a client, and raise ConnectorError where Kafka does not answer it."""
+    try:
+        # log_level 0: librdkafka would write its connection errors to stderr; they come back as results anyway.
+        yield AdminClient({"log_level": 0, **kafka.client, "bootstrap.servers": kafka.bootstrap_servers})
+    except KafkaException as error:
+        raise ConnectorError(
+            f"Kafka at {kafka.bootstrap_servers} does not answer: {error.args[0].str()}",
+            "check that it is up, and [kafka] bootstrap_servers and client",
+        ) from error
 
 
 def _record_bytes_max(admin: AdminClient, names: Sequence[str]) -> dict[str, int]:
@@ -139,7 +133,9 @@ def _missing(topic: Topic, present: set[str]) -> Finding:
     )
 
 
-def _small(topic: Topic, limit: int) -> Finding:
+def _takes_long_records(topic: Topic, limit: int) -> Finding:
+    if limit >= RECORD_BYTES_MAX:
+        return passed("topic", f"topic {topic.name!r} is there")
     return failed(
         "topic_record_size",
         f"topic {topic.name!r} takes records of {limit} bytes, the connector may send {RECORD_BYTES_MAX}: "
@@ -154,12 +150,4 @@ def _name(topic: Topic) -> Finding:
         "topic_name",
         f"{topic.name!r} ({topic.purpose}) is no legal name of a topic; Debezium replaces what is not allowed",
         f"set the pipeline's `topic` to {re.sub('[^A-Za-z0-9._-]', '_', topic.name)[:249]!r}",
-    )
-
-
-def _unreachable(kafka: KafkaSettings, error: KafkaException) -> Finding:
-    return failed(
-        "kafka",
-        f"Kafka at {kafka.bootstrap_servers} does not answer: {error.args[0].str()}",
-        "check that it is up, and [kafka] bootstrap_servers and client",
     )

@@ -18,19 +18,19 @@ def texts_per_s(settings: EmbeddingSettings, warm_up: Sequence[str], texts: Sequ
     Raises:
         LivevecError: the embedder refused, or does not answer.
     """
-    return asyncio.run(_measure(settings, warm_up, texts))
 
+    async def measure() -> float:
+        embedder = make_embedder(settings)
+        try:
+            await embedder.start()
+            await _feed(embedder, warm_up)
+            began_s = time.monotonic()
+            await _feed(embedder, texts)
+            return len(texts) / (time.monotonic() - began_s)
+        finally:
+            await embedder.close()
 
-async def _measure(settings: EmbeddingSettings, warm_up: Sequence[str], texts: Sequence[str]) -> float:
-    embedder = make_embedder(settings)
-    try:
-        await embedder.start()
-        await _feed(embedder, warm_up)
-        began_s = time.monotonic()
-        await _feed(embedder, texts)
-        return len(texts) / (time.monotonic() - began_s)
-    finally:
-        await embedder.close()
+    return asyncio.run(measure())
 
 
 async def _feed(embedder: Embedder, texts: Sequence[str]) -> None:

@@ -17,6 +17,10 @@ class Percentiles:
     max: float
     count: int
 
+    def figures(self) -> tuple[str, str, str, str]:
+        """Return p50, p95, p99 and max as a table shows them."""
+        return f"{self.p50:.1f}", f"{self.p95:.1f}", f"{self.p99:.1f}", f"{self.max:.1f}"
+
 
 def percentiles_ms(values_s: Sequence[float]) -> Percentiles:
     """Return the percentiles, in milliseconds, of times in seconds."""

@@ -24,63 +24,41 @@ ConfigPath = Annotated[
 ]
 
 COMMANDS = {
-    "run": (
-        "daemon.cli.run",
-        "Run the daemon until SIGTERM or SIGINT; it then finishes what it has read, commits and ends.",
-    ),
+    "run": "Run the daemon until SIGTERM or SIGINT; it then finishes what it has read, commits and ends.",
     "worker": (
-        "daemon.cli.worker",
-        "Run the workflows' worker until SIGTERM or SIGINT; what it was doing goes on in another, or in the next.",
+        "Run the workflows' worker until SIGTERM or SIGINT; what it was doing goes on in another, or in the "
+        "next."
     ),
-    "up": (
-        "daemon.cli.stack",
-        "Start the embedded stack: PostgreSQL, Kafka, Connect, Triton, Redis, Temporal.",
-    ),
-    "down": ("daemon.cli.stack", "Stop every process of the embedded stack; its data stays."),
-    "demo": (
-        "daemon.cli.demo.command",
-        "Start the embedded stack, mirror a table of real texts, edit it, and show how fresh the index is.",
-    ),
-    "search": ("daemon.cli.search", "Find the documents whose meaning is nearest to TEXT."),
-    "status": (
-        "daemon.cli.status.command",
-        "Show the health of every part, consumer lag and freshness; exit status 1 if a part is not ok.",
-    ),
-    "verify": (
-        "daemon.cli.verify",
-        "Compare tables with their indexes; exit status 1 if anything differs (with --repair: still differs).",
-    ),
+    "up": "Start the embedded stack: PostgreSQL, Kafka, Connect, Triton, Redis, Temporal.",
+    "down": "Stop every process of the embedded stack; its data stays.",
+    "demo": "Start the embedded stack, mirror a table of real texts, edit it, and show how fresh the index is.",
+    "search": "Find the documents whose meaning is nearest to TEXT.",
+    "status": "Show the health of every part, consumer lag and freshness; exit status 1 if a part is not ok.",
+    "verify": "Compare tables with their indexes; exit status 1 if anything differs (with --repair: still differs).",
     "publish": (
-        "daemon.cli.publish",
-        "Read JSON objects from standard input, one a line, and write them as events; each is searchable soon after.",
+        "Read JSON objects from standard input, one a line, and write them as events; each is searchable "
+        "soon after."
     ),
     "backfill": (
-        "daemon.cli.backfill",
-        "Read the table of a pipeline and bring its index up to date with it; a full one also removes orphans.",
+        "Read the table of a pipeline and bring its index up to date with it; a full one also removes "
+        "orphans."
     ),
-    "retry": (
-        "daemon.cli.retry.command",
-        "Try dead letters again now, whatever their pauses; the row is read again where it comes from.",
-    ),
+    "retry": "Try dead letters again now, whatever their pauses; the row is read again where it comes from.",
     "reconcile": (
-        "daemon.cli.reconcile",
-        "Compare a table with its index and show what differs; with --wait, exit status 1 where anything is left.",
+        "Compare a table with its index and show what differs; with --wait, exit status 1 where anything is "
+        "left."
     ),
-    "connector": ("daemon.cli.connector", "Apply, check and steer the connectors of the sources."),
+    "connector": "Apply, check and steer the connectors of the sources.",
     "reindex": (
-        "daemon.cli.reindex.command",
         "Build an index anew with another model, template or HNSW setting, and give it to readers at once: "
-        "`livevec reindex PIPELINE --m 32`, the same as `livevec reindex start PIPELINE --m 32`.",
+        "`livevec reindex PIPELINE --m 32`, the same as `livevec reindex start PIPELINE --m 32`."
     ),
-    "workflows": (
-        "daemon.cli.workflows",
-        "Workflows: what runs, how far it is; pause, resume, throttle, cancel.",
-    ),
-    "config": ("daemon.cli.config", "Check, show and document daemon.toml."),
-    "bench": ("daemon.cli.bench.command", "Measure on a running stack."),
-    "model": ("daemon.cli.model", "Build an embedding model for Triton, and check it."),
+    "workflows": "Workflows: what runs, how far it is; pause, resume, throttle, cancel.",
+    "config": "Check, show and document daemon.toml.",
+    "bench": "Measure on a running stack.",
+    "model": "Build an embedding model for Triton, and check it.",
 }
-"""By name: the module, whose `app` or whose function of that name it is, and the line of `livevec --help`."""
+"""Their names, and the first line of what each says of itself: what `livevec --help` prints."""
 
 
 class _Commands(TyperGroup):
@@ -88,7 +66,7 @@ class _Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
+        self.commands = {name: TyperCommand(name, help=line) for name, line in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, arguments = super().resolve_command(ctx, args)
@@ -96,12 +74,13 @@ class _Commands(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """Return a command or a group of commands, with its options and arguments."""
-    module_name, line = COMMANDS[name]
-    module = import_module(module_name)
+    """Return a command, or a group: `app`, or the function of that name, in NAME.py or in NAME/command.py."""
+    module = import_module("daemon.cli." + ("stack" if name in ("up", "down") else name))
+    if hasattr(module, "__path__"):
+        module = import_module(f"{module.__name__}.command")
     parent = typer.Typer()
     if hasattr(module, "app"):
-        parent.add_typer(module.app, name=name, help=line)
+        parent.add_typer(module.app, name=name, help=COMMANDS[name])
     else:
         parent.command(name)(getattr(module, name))
     return typer.main.get_group(parent).commands[name]

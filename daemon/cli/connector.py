@@ -1,14 +1,14 @@
 """`livevec connector`: the Debezium connectors of the sources."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
 
 from connectors import preflight, slot
-from connectors.connect import KafkaConnect
+from connectors.connect import Applied, KafkaConnect
 from connectors.definition import render
 from connectors.prepare import prepare
 from connectors.rules import Finding
@@ -27,28 +27,6 @@ Source = Annotated[str | None, typer.Argument(help="Name of the source; without 
 OneSource = Annotated[str, typer.Argument(help="Name of the source.")]
 
 
-@dataclass(frozen=True)
-class AppliedSource:
-    """What `apply` did. `connector`: created, updated, unchanged or restarted; `prepared`: what else was created."""
-
-    source: str
-    connector: str
-    prepared: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SourceStatus:
-    """A connector's state by Kafka Connect, and the slot's by PostgreSQL, which alone proves that changes are read."""
-
-    source: str
-    state: str
-    task: str | None
-    error: str
-    slot: str
-    slot_active: bool
-    streaming: bool
-
-
 @app.command()
 def apply(
     context: typer.Context,
@@ -64,15 +42,19 @@ def apply(
     """
     config = given.resolved(context)
     with console.Steps() as steps:
-        results = [
-            apply_source(config, chosen, steps, timeout_s)
+        results = {
+            chosen.name: apply_source(config, chosen, steps, timeout_s)
             for chosen in given.postgres_sources(config, source)
-        ]
+        }
     if as_json:
-        console.print_json({"sources": [asdict(result) for result in results]})
+        contents = [
+            {"source": name, "connector": applied, "prepared": prepared}
+            for name, (applied, prepared) in results.items()
+        ]
+        console.print_json({"sources": contents})
         return
-    for result in results:
-        console.out.print(f"{console.OK} connector {result.source}: {result.connector}, streaming")
+    for name, (applied, _) in results.items():
+        console.out.print(f"{console.OK} connector {name}: {applied}, streaming")
 
 
 @app.command()
@@ -103,15 +85,16 @@ def status(context: typer.Context, source: Source = None, as_json: Json = False)
     with KafkaConnect(config.connect) as client:
         statuses = [_status(client, chosen) for chosen in given.postgres_sources(config, source)]
     if as_json:
-        console.print_json({"sources": [asdict(status) for status in statuses]})
+        console.print_json({"sources": statuses})
     else:
         table = console.table("", "source", "connector", "task", "slot", "error")
         for status in statuses:
-            reading = f"{status.slot} {'active' if status.slot_active else 'not active'}"
-            mark = console.OK if status.streaming else console.BAD
-            table.add_row(mark, status.source, status.state, status.task or "none", reading, status.error)
+            mark = console.OK if status["streaming"] else console.BAD
+            reading = f"{status['slot']} {'active' if status['slot_active'] else 'not active'}"
+            cells = (status["source"], status["state"], status["task"] or "none", reading, status["error"])
+            table.add_row(mark, *map(console.plain, cells))
         console.out.print(table)
-    if not all(status.streaming for status in statuses):
+    if not all(status["streaming"] for status in statuses):
         raise typer.Exit(1)
 
 
@@ -162,8 +145,11 @@ def delete(
 
 def apply_source(
     config: Config, source: PostgresSource, steps: console.Steps, timeout_s: float = STREAMING_TIMEOUT_S
-) -> AppliedSource:
+) -> tuple[Applied, list[str]]:
     """Prepare, check and apply a source for all pipelines that read it, and wait until its changes stream.
+
+    Returns:
+        What was done to the connector, and what else was created.
 
     Raises:
         ConnectorError: something does not fit (the findings were printed), or the connector did not start in time.
@@ -186,21 +172,22 @@ def apply_source(
         applied = client.apply(source.name, definition)
         client.wait_until_streaming(source, timeout_s, lambda line: steps.news(step, line))
     steps.news(step, f"{applied}, streaming", end=True)
-    return AppliedSource(source.name, applied.value, tuple(prepared))
+    return applied, prepared
 
 
-def _status(client: KafkaConnect, source: PostgresSource) -> SourceStatus:
+def _status(client: KafkaConnect, source: PostgresSource) -> dict[str, Any]:
+    """Return the state by Kafka Connect, and the slot's by PostgreSQL, which alone proves that changes are read."""
     status, present = client.status(source.name), slot.read(source)
     active = present is not None and present.active
-    return SourceStatus(
-        source=source.name,
-        state=status.state if status else "none",
-        task=status.task if status else None,
-        error=status.error if status else "",
-        slot=source.slot_name,
-        slot_active=active,
-        streaming=active and status is not None and (status.state, status.task) == ("RUNNING", "RUNNING"),
-    )
+    return {
+        "source": source.name,
+        "state": status.state if status else "none",
+        "task": status.task if status else None,
+        "error": status.error if status else "",
+        "slot": source.slot_name,
+        "slot_active": active,
+        "streaming": active and status is not None and (status.state, status.task) == ("RUNNING", "RUNNING"),
+    }
 
 
 def _client(context: typer.Context, source: str) -> KafkaConnect:

@@ -31,12 +31,12 @@ def publish(
     settings = config.pipeline(pipeline)
     if not isinstance(config.source(settings.source), EventSource):
         raise ConfigError(f"pipeline {pipeline!r} mirrors a table: change the rows there, not the topic")
-    published = publisher.publish(config.kafka, config.topic(settings), _events(id_member, delete))
+    acknowledged_s = publisher.publish(config.kafka, config.topic(settings), _events(id_member, delete))
     if as_json:
-        acknowledged_ms = asdict(percentiles_ms(published.acknowledged_s))
-        console.print_json({"published": len(published.acknowledged_s), "acknowledged_ms": acknowledged_ms})
+        acknowledged_ms = asdict(percentiles_ms(acknowledged_s))
+        console.print_json({"published": len(acknowledged_s), "acknowledged_ms": acknowledged_ms})
     else:
-        console.err.print(f"{len(published.acknowledged_s)} published")
+        console.err.print(f"{len(acknowledged_s)} published")
 
 
 def _events(id_member: str, delete: bool) -> Iterator[tuple[str, dict[str, Any] | None]]:

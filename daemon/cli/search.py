@@ -3,7 +3,7 @@
 import asyncio
 import time
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -18,17 +18,6 @@ from daemon.index.connection import connect
 from daemon.index.reader import Hit
 from daemon.index.registry import IndexVersion
 from daemon.settings import Config, Pipeline
-
-_TEXT_SHOWN = 200
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The nearest documents, and how long the model and Redis took."""
-
-    hits: tuple[Hit, ...]
-    embed_ms: float
-    search_ms: float
 
 
 def search(
@@ -45,26 +34,25 @@ def search(
     """Find the documents whose meaning is nearest to TEXT."""
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
-    result = asyncio.run(_nearest(config, settings, text, k, filter, chunks))
+    hits, embed_ms, search_ms = asyncio.run(_nearest(config, settings, text, k, filter, chunks))
     if as_json:
-        console.print_json({"pipeline": pipeline, "query": text, **asdict(result)})
+        content = {"pipeline": pipeline, "query": text, "hits": [asdict(hit) for hit in hits]}
+        console.print_json({**content, "embed_ms": embed_ms, "search_ms": search_ms})
         return
     names = [field.field for field in settings.metadata]
     table = console.table("distance", "id", *(["chunk"] if chunks else []), *names, "text")
-    for hit in result.hits:
+    for hit in hits:
         fields = (hit.fields.get(name, "") for name in names)
         cells = (f"{hit.distance:.4f}", hit.id, *([hit.chunk] if chunks else []), *fields)
-        table.add_row(*map(console.plain, (*cells, console.shortened(hit.text, _TEXT_SHOWN))))
+        table.add_row(*map(console.plain, (*cells, console.shortened(hit.text, 200))))
     console.out.print(table)
-    console.err.print(
-        f"{len(result.hits)} found; embedding {result.embed_ms:.1f} ms, search {result.search_ms:.1f} ms"
-    )
+    console.err.print(f"{len(hits)} found; embedding {embed_ms:.1f} ms, search {search_ms:.1f} ms")
 
 
 async def _nearest(
     config: Config, pipeline: Pipeline, text: str, k: int, filter: str, by_chunk: bool
-) -> SearchResult:
-    """Embed a text as a query, and search the index version that readers see."""
+) -> tuple[list[Hit], float, float]:
+    """Embed a text as a query, and search the index version that readers see; return the ms of both, too."""
     began_s = embedded_s = 0.0
 
     async def embed(version: IndexVersion) -> Embeddings:
@@ -86,4 +74,4 @@ async def _nearest(
         )
         ended_s = time.perf_counter()
     embed_ms, search_ms = (embedded_s - began_s) * 1000, (ended_s - embedded_s) * 1000
-    return SearchResult(tuple(hits), round(embed_ms, 3), round(search_ms, 3))
+    return hits, round(embed_ms, 3), round(search_ms, 3)

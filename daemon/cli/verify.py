@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,6 @@ from daemon.cli.context import Json
 from daemon.settings import Config, Pipeline
 from daemon.verify.differences import EXAMPLES_MAX, Difference, IndexFindings
 from daemon.verify.session import opened
-from daemon.verify.sides import OnProgress
 
 
 def verify(
@@ -34,7 +34,11 @@ def verify(
     Changes may be applied meanwhile: a difference counts when it stays.
     """
     config = given.resolved(context)
-    results = asyncio.run(_all(config, given.pipelines(config, pipeline), repair, yes, vectors))
+    with console.Steps() as steps:
+        results = [
+            asyncio.run(_one(config, settings, repair, yes, vectors, steps))
+            for settings in given.pipelines(config, pipeline)
+        ]
     ok = all(result["ok"] for result in results)
     if as_json:
         totals = {name: sum(result[name] for result in results) for name in _COUNTS}
@@ -49,13 +53,6 @@ def verify(
 _COUNTS = ("rows", "documents", *(difference.value for difference in Difference))
 
 
-async def _all(
-    config: Config, pipelines: list[Pipeline], repair: bool, yes: bool, vectors: bool
-) -> list[dict[str, Any]]:
-    with console.Steps() as steps:
-        return [await _one(config, pipeline, repair, yes, vectors, steps) for pipeline in pipelines]
-
-
 async def _one(
     config: Config, pipeline: Pipeline, repair: bool, yes: bool, vectors: bool, steps: console.Steps
 ) -> dict[str, Any]:
@@ -63,7 +60,7 @@ async def _one(
 
         async def check(step: str) -> tuple[IndexFindings, list[str]]:
             steps.news(step)
-            findings = await session.check(_shown(steps, step))
+            findings = await session.check(partial(steps.news, step))
             reasons = sorted(await session.reconcile_reasons())
             steps.news(step, f"{findings.rows:,} rows, {len(findings.differing):,} differ", end=True)
             return findings, reasons
@@ -74,16 +71,12 @@ async def _one(
             step = f"repair {pipeline.name}"
             steps.news(step)
             done = await session.repair(
-                _shown(steps, step), lambda what: steps.news(step, f"waiting {what}"), may_empty=yes
+                partial(steps.news, step), lambda what: steps.news(step, f"waiting {what}"), may_empty=yes
             )
             steps.news(step, f"{done.outcomes.get('embedded', 0):,} embedded, {done.swept:,} swept", end=True)
             mended = {"found": _content(findings), **asdict(done)}
             findings, reasons = await check(f"check {pipeline.name} again")
         return {**_content(findings), "needs_reconcile": reasons, "repair": mended}
-
-
-def _shown(steps: console.Steps, step: str) -> OnProgress:
-    return lambda what, done, total: steps.news(step, what, done, total)
 
 
 def _content(findings: IndexFindings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import WorkflowExecution, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
 from daemon.cli import console, flows
@@ -37,7 +37,7 @@ def workflows(
 @app.command()
 def show(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None:
     """Show one workflow: phase, progress, why it failed, its address in the UI."""
-    asyncio.run(_show(given.resolved(context), workflow_id, as_json))
+    _show(context, workflow_id, as_json)
 
 
 @app.command()
@@ -49,13 +49,13 @@ def follow(context: typer.Context, workflow_id: Id) -> None:
 @app.command()
 def pause(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None:
     """Let a workflow stop after its present step, until `resume`."""
-    _steer(context, as_json, workflow_id, lambda handle: update(handle, "pause"))
+    _show(context, workflow_id, as_json, lambda handle: update(handle, "pause"))
 
 
 @app.command()
 def resume(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None:
     """Let a paused workflow go on."""
-    _steer(context, as_json, workflow_id, lambda handle: update(handle, "resume"))
+    _show(context, workflow_id, as_json, lambda handle: update(handle, "resume"))
 
 
 @app.command()
@@ -66,35 +66,16 @@ def throttle(
     as_json: Json = False,
 ) -> None:
     """Set how many rows a second a workflow may take."""
-    _steer(context, as_json, workflow_id, lambda handle: update(handle, "throttle", rate))
+    _show(context, workflow_id, as_json, lambda handle: update(handle, "throttle", rate))
 
 
 @app.command()
 def cancel(context: typer.Context, workflow_id: Id, as_json: Json = False) -> None:
     """End a workflow after its present step; what it has done stays."""
-    _steer(context, as_json, workflow_id, lambda handle: handle.cancel())
+    _show(context, workflow_id, as_json, lambda handle: handle.cancel())
 
 
 # ---- talking to Temporal
-
-
-def _steer(
-    context: typer.Context,
-    as_json: bool,
-    workflow_id: str,
-    action: Callable[[WorkflowHandle[Any, Any]], Awaitable[Any]],
-) -> None:
-    config = given.resolved(context)
-
-    async def work() -> None:
-        client = await connect(config)
-        try:
-            await action(client.get_workflow_handle(workflow_id))
-        except RPCError as error:
-            raise rpc_failure(workflow_id, error) from error
-        await _show(config, workflow_id, as_json, client)
-
-    asyncio.run(work())
 
 
 async def _list(config: Config, everything: bool, as_json: bool) -> None:
@@ -133,33 +114,47 @@ def _content(config: Config, execution: WorkflowExecution) -> dict[str, Any]:
     }
 
 
-async def _show(config: Config, workflow_id: str, as_json: bool, client: Client | None = None) -> None:
-    client = client or await connect(config)
-    handle = client.get_workflow_handle(workflow_id)
-    try:
-        description = await handle.describe()
-    except RPCError as error:
-        raise rpc_failure(workflow_id, error) from error
-    progress = await progress_now(handle, description)
-    content = _content(config, description) | {
-        "progress": progress.model_dump() if progress else None,
-        "result": None,
-        "failure": None,
-        "trying": [
-            {
-                "activity": pending.activity_type.name,
-                "attempt": pending.attempt,
-                "failure": pending.last_failure.message,
-            }
-            for pending in description.raw_description.pending_activities
-            if pending.HasField("last_failure")
-        ],
-    }
-    if description.status is not WorkflowExecutionStatus.RUNNING:
+def _show(
+    context: typer.Context,
+    workflow_id: str,
+    as_json: bool,
+    action: Callable[[WorkflowHandle[Any, Any]], Awaitable[Any]] | None = None,
+) -> None:
+    """Show one workflow, after this has been done to it."""
+    config = given.resolved(context)
+
+    async def work() -> dict[str, Any]:
+        client = await connect(config)
+        handle = client.get_workflow_handle(workflow_id)
         try:
-            content["result"] = await result(handle)
-        except WorkflowError as error:
-            content["failure"] = str(error)
+            if action is not None:
+                await action(handle)
+            description = await handle.describe()
+        except RPCError as error:
+            raise rpc_failure(workflow_id, error) from error
+        progress = await progress_now(handle, description)
+        content = _content(config, description) | {
+            "progress": progress.model_dump() if progress else None,
+            "result": None,
+            "failure": None,
+            "trying": [
+                {
+                    "activity": pending.activity_type.name,
+                    "attempt": pending.attempt,
+                    "failure": pending.last_failure.message,
+                }
+                for pending in description.raw_description.pending_activities
+                if pending.HasField("last_failure")
+            ],
+        }
+        if description.status is not WorkflowExecutionStatus.RUNNING:
+            try:
+                content["result"] = await result(handle)
+            except WorkflowError as error:
+                content["failure"] = str(error)
+        return content
+
+    content = asyncio.run(work())
     if as_json:
         console.print_json(content)
     else:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.core.vectors import encode
 from daemon.embedding.embedder import TextEmbedder
@@ -27,24 +27,21 @@ class Embedded:
     embed_s: float
 
 
+@dataclass(slots=True)
 class EmbeddingBatches:
     """Sends texts to an embedder.
 
-    Args:
-        embedder: see `Embedder`.
+    Attributes:
         texts_max: texts in one request.
         vector_type: number format of the index's vectors.
         part: what the embedder is called in the health.
     """
 
-    def __init__(
-        self, embedder: TextEmbedder, texts_max: int, vector_type: str, part: str = "embedder"
-    ) -> None:
-        self._embedder = embedder
-        self._texts_max = texts_max
-        self._vector_type = vector_type
-        self._part = part
-        self._free_at_s = 0.0
+    embedder: TextEmbedder
+    texts_max: int
+    vector_type: str
+    part: str = "embedder"
+    _free_at_s: float = field(default=0.0, init=False)
 
     async def embed(self, texts: Sequence[str], patience: Patience) -> Embedded:
         """Return the vectors of all texts; wait while the embedder is away.
@@ -54,7 +51,7 @@ class EmbeddingBatches:
         """
         started_s = time.monotonic()
         unique = list(dict.fromkeys(texts))
-        parts = [unique[at : at + self._texts_max] for at in range(0, len(unique), self._texts_max)]
+        parts = [unique[at : at + self.texts_max] for at in range(0, len(unique), self.texts_max)]
         vectors_of: dict[str, Vector] = {}
         for part, vectors in zip(
             parts, await asyncio.gather(*(self._request(part, patience) for part in parts)), strict=True
@@ -67,11 +64,11 @@ class EmbeddingBatches:
 
     async def _request(self, texts: Sequence[str], patience: Patience) -> list[Vector]:
         try:
-            vectors = await patience.call(self._part, self._embedder.embed, texts)
+            vectors = await patience.call(self.part, self.embedder.embed, texts)
         except (SplitBatch, RejectRow) as error:
             if len(texts) == 1:
                 reason = error.reason if isinstance(error, RejectRow) else "refused_by_model"
                 return [RejectRow(str(error), reason)]
             half = len(texts) // 2
             return await self._request(texts[:half], patience) + await self._request(texts[half:], patience)
-        return list(encode(vectors, self._vector_type))
+        return list(encode(vectors, self.vector_type))

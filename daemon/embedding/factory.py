@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from daemon.embedding.embedder import Embedder, Embeddings, EmbeddingSpace, Prompt
 from daemon.errors import ConfigError, RetryLater
@@ -39,19 +40,19 @@ def make_embedder(settings: EmbeddingSettings, *, any_dimension: bool = False) -
     )
 
 
+@dataclass(frozen=True, slots=True)
 class StartingEmbedder:
     """An embedder that may be asked before its provider has answered: a call waits until it is started.
 
-    Args:
+    Attributes:
         started: gives the embedder, or what keeps it from starting, which every call then raises.
     """
 
-    def __init__(self, started: "asyncio.Future[Embedder]") -> None:
-        self._started = started
+    started: "asyncio.Future[Embedder]"
 
     async def embed(self, texts: Sequence[str], *, prompt: Prompt = "document") -> Embeddings:
         """Embed once the embedder is started, see `TextEmbedder.embed`."""
-        embedder = await asyncio.shield(self._started)
+        embedder = await asyncio.shield(self.started)
         return await embedder.embed(texts, prompt=prompt)
 
 

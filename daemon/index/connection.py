@@ -1,6 +1,6 @@
 """The connection to Redis, and the one place where its errors are translated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from daemon.errors import FailureClass, RejectRow, RetryLater, StopProcess
 from daemon.settings import RedisSettings
 
 Client = Redis | RedisCluster
+Command = Sequence[str | bytes | int]
 _SLOTS = 16_384
 
 VENDOR_ERRORS = (
@@ -100,6 +101,22 @@ def translated() -> Iterator[None]:
         yield
     except VENDOR_ERRORS as error:
         raise failure(error) from error
+
+
+async def pipelined(client: Client, commands: Iterable[Command], raise_on_error: bool = True) -> list[Any]:
+    """Send commands in one go, which is no transaction, and return their replies.
+
+    Args:
+        raise_on_error: raise the first error; else the errors stand among the replies, as redis-py's exceptions.
+
+    Raises:
+        FailureClass: the connection failed; what was done before is not known.
+    """
+    pipe = client.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command)
+    with translated():
+        return await pipe.execute(raise_on_error=raise_on_error)
 
 
 def failure(error: Exception) -> FailureClass:

@@ -4,50 +4,46 @@ Where model and chunking are the same, equal content hashes say that two version
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from daemon.core.vectors import decode, encode, size_bytes
-from daemon.index.connection import Client, FunctionsMissing, failure, translated
+from daemon.index.connection import Client, FunctionsMissing, failure, pipelined
 from daemon.index.layout import Layout
 from daemon.index.registry import IndexVersion, VersionTable
 from daemon.index.writer import load_functions
 
 
+@dataclass(frozen=True, slots=True)
 class VectorDonor:
     """Gives the vectors of one version, in the number format of another.
 
-    Args:
-        client: of Redis.
+    Attributes:
         layout: of the version that gives.
         type: its number format.
         taker: the version that takes them.
-        pipeline_commands_max: documents asked for in one go.
+        commands_max: documents asked for in one go.
     """
 
-    def __init__(
-        self, client: Client, layout: Layout, type: str, taker: IndexVersion, pipeline_commands_max: int
-    ) -> None:
-        self._client = client
-        self._layout = layout
-        self._type = type
-        self._taker = taker
-        self._commands_max = pipeline_commands_max
-        self._size_bytes = size_bytes(type, taker.dimension)
+    client: Client
+    layout: Layout
+    type: str
+    taker: IndexVersion
+    commands_max: int
 
-    async def vectors(self, wanted: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
+    async def vectors(self, documents: Sequence[tuple[str, str]]) -> list[tuple[bytes, ...]]:
         """Return the vectors of each (document id, content hash), one a chunk; none where there are not all of them.
 
         Raises:
             FailureClass: Redis failed.
         """
         vectors: list[tuple[bytes, ...]] = []
-        for start in range(0, len(wanted), self._commands_max):
-            pipe = self._client.pipeline(transaction=False)
-            for identifier, content_hash in wanted[start : start + self._commands_max]:
-                keys = self._layout.keys(identifier)
-                pipe.execute_command("FCALL", "livevec_vectors", 3, *keys, content_hash)
-            with translated():
-                replies = await pipe.execute(raise_on_error=False)
+        for start in range(0, len(documents), self.commands_max):
+            calls = [
+                ("FCALL", "livevec_vectors", 3, *self.layout.keys(identifier), content_hash)
+                for identifier, content_hash in documents[start : start + self.commands_max]
+            ]
+            replies = await pipelined(self.client, calls, raise_on_error=False)
             vectors += [await self._taken(reply) for reply in replies]
         return vectors
 
@@ -55,14 +51,14 @@ class VectorDonor:
         if isinstance(reply, Exception):
             error = failure(reply)
             if isinstance(error, FunctionsMissing):
-                await load_functions(self._client)
+                await load_functions(self.client)
             raise error
         vectors = cast(list[bytes], reply)
-        if any(len(vector) != self._size_bytes for vector in vectors):
+        if any(len(vector) != size_bytes(self.type, self.taker.dimension) for vector in vectors):
             return ()
-        if self._type == self._taker.type or not vectors:
+        if self.type == self.taker.type or not vectors:
             return tuple(vectors)
-        return tuple(encode(decode(vectors, self._type), self._taker.type))
+        return tuple(encode(decode(vectors, self.type), self.taker.type))
 
 
 def donor(

@@ -7,7 +7,6 @@ A Redis that was started anew in between has lost its tail and would answer all 
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import redis.exceptions as redis_errors
@@ -20,6 +19,7 @@ from daemon.settings import RedisSettings
 
 _KEY = "lv:durable:{{{}}}"
 _WAIT_MS_MAX = 2_000
+_KEPT_OPTIONS = ("username", "password", "socket_timeout", "protocol", "ssl", "ssl_ca_certs", "client_name")
 
 
 class Durability:
@@ -105,17 +105,8 @@ async def _primaries(client: Client) -> AsyncIterator[tuple[str, Redis, str]]:
         if not isinstance(client, RedisCluster):
             yield "its address", client, key
         elif (node := client.get_node(node_name=name)) is not None:
-            async with _alone(node) as connection:
+            # With the cluster client's user and settings.
+            settings = node.connection_kwargs.items()
+            options = {setting: value for setting, value in settings if setting in _KEPT_OPTIONS}
+            async with Redis(host=node.host, port=int(node.port), **options) as connection:
                 yield name, connection, key
-
-
-@asynccontextmanager
-async def _alone(node: Any) -> AsyncIterator[Redis]:
-    """Return a plain client of one node of a cluster, with the cluster client's user and settings."""
-    known = ("username", "password", "socket_timeout", "protocol", "ssl", "ssl_ca_certs", "client_name")
-    options = {name: value for name, value in node.connection_kwargs.items() if name in known}
-    connection: Redis = Redis(host=node.host, port=node.port, **options)
-    try:
-        yield connection
-    finally:
-        await connection.aclose()

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from redis.asyncio.cluster import RedisCluster
 
-from daemon.index.connection import Client, translated
+from daemon.index.connection import Client, pipelined, translated
 from daemon.index.layout import Layout
 from daemon.patience import Patience
 
@@ -84,16 +84,16 @@ class Keyspace:
         """
         with translated():
             nodes = await self._nodes()
-            (name, cursor), *rest = position.cursors
+            (name, cursor), *later = position.cursors
             now = await self._servers(nodes) if name in nodes else ""
             if now != position.servers:
                 return WalkStep([], await self.beginning(), restarted=True)
             command = ("SCAN", cursor, "MATCH", self._pattern, "COUNT", count)
-            reply = await self._client.execute_command(*command, **nodes[name])
-            after, keys = _parsed(reply)
+            cursors, keys = await self._client.execute_command(*command, **nodes[name])
+        after = int(next(iter(cursors.values())) if isinstance(cursors, Mapping) else cursors)
         left = [(name, after)] if after else []
         texts = [key.decode("utf-8", "replace") for key in keys]
-        return WalkStep(texts, replace(position, cursors=(*left, *rest)), restarted=False)
+        return WalkStep(texts, replace(position, cursors=(*left, *later)), restarted=False)
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Remove keys, whoever wrote them.
@@ -102,11 +102,7 @@ class Keyspace:
             FailureClass: Redis failed.
         """
         if keys:
-            pipe = self._client.pipeline(transaction=False)
-            for key in keys:
-                pipe.execute_command("UNLINK", key)
-            with translated():
-                await pipe.execute()
+            await pipelined(self._client, [("UNLINK", key) for key in keys])
 
     async def _nodes(self) -> dict[str, dict[str, Any]]:
         """Return, for each primary, what sends a command to it."""
@@ -124,11 +120,6 @@ class Keyspace:
             slots = await self._client.execute_command("CLUSTER SLOTS", **nodes[min(nodes)])
             facts += sorted(f"{slots_of} {held['primary']}" for slots_of, held in slots.items())
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-
-
-def _parsed(reply: Any) -> tuple[int, list[bytes]]:
-    cursor, keys = reply
-    return int(next(iter(cursor.values())) if isinstance(cursor, Mapping) else cursor), keys
 
 
 def _glob_escaped(text: str) -> str:

@@ -23,6 +23,7 @@ one slot of a cluster, and a pipeline is spread over all of it.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 from zlib import crc32
 
 BUCKETS = 256
@@ -101,36 +102,16 @@ class Layout:
         return bookkeeping_key[len(self.bookkeeping_prefix) :].split("}:", 1)[1]
 
 
-def versions_key(pipeline: str) -> str:
-    return f"lv:{pipeline}:versions"
+def pipeline_key(pipeline: str, part: Literal["versions", "reconcile", "gaps", "table", "partitions"]) -> str:
+    return f"lv:{pipeline}:{part}"
+
+
+def source_key(source: str, part: Literal["identity", "anchors"]) -> str:
+    return f"lv:source:{source}:{part}"
 
 
 def writers_key(pipeline: str, version: int) -> str:
     return f"lv:{pipeline}:writers:{version}"
-
-
-def reconcile_key(pipeline: str) -> str:
-    return f"lv:{pipeline}:reconcile"
-
-
-def gaps_key(pipeline: str) -> str:
-    return f"lv:{pipeline}:gaps"
-
-
-def tables_key(pipeline: str) -> str:
-    return f"lv:{pipeline}:table"
-
-
-def partitions_key(pipeline: str) -> str:
-    return f"lv:{pipeline}:partitions"
-
-
-def identity_key(source: str) -> str:
-    return f"lv:source:{source}:identity"
-
-
-def anchors_key(source: str) -> str:
-    return f"lv:source:{source}:anchors"
 
 
 def positions_key(group: str, tag: str) -> str:

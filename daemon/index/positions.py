@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
-from daemon.index.connection import Client, FunctionsMissing, key_of_each_primary, translated
+from daemon.index.connection import Client, key_of_each_primary, translated
 from daemon.index.layout import positions_key
-from daemon.index.writer import load_functions
+from daemon.index.writer import call_function
 
 Partition = tuple[str, int]
 _SERVER = "@server"
@@ -62,7 +62,7 @@ class Positions:
         self._servers: dict[str, str] = {}
 
     async def claim(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
-        """Claim partitions; answers the offset up to which every shard has applied each, None where one has none."""
+        """Claim partitions; return the offset up to which every shard has applied each, None where one has none."""
         shards = await key_of_each_primary(self._client, partial(positions_key, self._group))
         self._keys = list(shards.values())
         if not partitions:
@@ -117,15 +117,14 @@ class Positions:
             # Partitions may have been released, or claimed anew, while Redis was asked.
             known.update((p, moves[p]) for p, position in expected.items() if known.get(p) == position)
             return Verdict.ADVANCED
-        restarted = bool(differing) and differing[0] == _SERVER.encode()
+        restarted = differing[0] == _SERVER.encode()
         stored = _stored(differing[2:] if restarted else differing, expected)
         if restarted:
             # Of all positions that are held, not only of those that move.
             held = dict(known)
             unmoved = [text for p, position in held.items() for text in (_field(p), *[position.encode()] * 2)]
             stored = _stored(await self._call(key, unmoved), held)
-            lost = bool(stored) and _verdict(stored, held) is Verdict.WENT_BACK
-            return Verdict.WENT_BACK if lost else Verdict.RESTARTED
+            return Verdict.WENT_BACK if _verdict(stored, held) is Verdict.WENT_BACK else Verdict.RESTARTED
         if all(
             position is not None
             and position.claim == expected[p].claim
@@ -155,12 +154,7 @@ class Positions:
                 known.pop(partition, None)
 
     async def _call(self, key: str, updates: Sequence[str | int]) -> list[bytes]:
-        try:
-            with translated():
-                reply = await cast(Any, self._client).fcall("livevec_advance", 1, key, *updates)
-        except FunctionsMissing:
-            await load_functions(self._client)
-            raise
+        reply = await call_function(self._client, "livevec_advance", key, *updates)
         return reply if isinstance(reply, list) else []
 
 

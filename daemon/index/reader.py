@@ -1,6 +1,6 @@
 """Searching: KNN over one index, answers as chunks or as documents (their best chunk)."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,10 +46,8 @@ async def knn(
     """Return the k nearest documents (or chunks) to a vector.
 
     Args:
-        client: of Redis.
         index: name or alias.
         vector: float32 [dimension].
-        k: how many.
         type: number format of the index's vectors.
         filter: a Redis search expression over the metadata, e.g. `@category:{noun}`.
         ef_runtime: HNSW candidates; more finds better and takes longer.
@@ -76,8 +74,7 @@ async def knn(
             f"Redis refused the search of {index!r} with filter {filter!r}: {refused}"
         ) from refused
     hits: dict[object, Hit] = {}
-    for result in _rows(reply):
-        hit = _hit(result)
+    for hit in _hits(reply):
         hits.setdefault((hit.id, hit.chunk) if by_chunk else hit.id, hit)
     return list(hits.values())[:k]
 
@@ -129,27 +126,21 @@ async def search(
                 raise
 
 
-def _rows(reply: Any) -> list[dict[str, str]]:
-    """Return the rows of a reply; RESP3 gives maps of bytes."""
-    plain = {_text(key): value for key, value in reply.items()}
-    return [
-        {_text(name): _text(value) for name, value in dict(attributes).items() if _text(name) != "embedding"}
-        for result in plain["results"]
-        for key, attributes in result.items()
-        if _text(key) == "extra_attributes"
-    ]
+def _hits(reply: Any) -> Iterator[Hit]:
+    """Give the answers in a reply; RESP3 gives maps of bytes."""
+    for result in {_text(name): value for name, value in reply.items()}["results"]:
+        attributes = {_text(name): value for name, value in result.items()}.get("extra_attributes")
+        if attributes is None:
+            continue
+        row = {_text(name): _text(value) for name, value in attributes.items() if _text(name) != "embedding"}
+        yield Hit(
+            id=row.pop("id"),
+            chunk=int(row.pop("chunk")),
+            text=row.pop("text"),
+            distance=float(row.pop("distance")),
+            fields=row,
+        )
 
 
 def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _hit(row: dict[str, str]) -> Hit:
-    own = ("id", "chunk", "text", "distance")
-    return Hit(
-        id=row["id"],
-        chunk=int(row["chunk"]),
-        text=row["text"],
-        distance=float(row["distance"]),
-        fields={name: value for name, value in row.items() if name not in own},
-    )

@@ -16,7 +16,7 @@ import orjson
 from daemon.embedding.embedder import EmbeddingSpace
 from daemon.errors import ConfigError, RetryLater
 from daemon.index.connection import Client, translated
-from daemon.index.layout import Layout, versions_key, writers_key
+from daemon.index.layout import Layout, pipeline_key, writers_key
 from daemon.settings import ChunkingSettings, EmbeddingSettings, MetadataField, Pipeline
 
 FIRST_VERSION = 1
@@ -24,6 +24,8 @@ _ACTIVE = "active"
 _LAST = "last"
 _RETIRED = "retired:"
 _FAILED = "failed:"
+_OF_THE_INDEX = ("m", "ef_construction", "metric", "type")
+"""Settings that have their names in `[index]` of a pipeline too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class IndexVersion:
     def decode(cls, record: bytes) -> "IndexVersion":
         settings: dict[str, Any] = orjson.loads(record)
         settings["chunking"] = tuple(settings["chunking"])
-        settings["metadata"] = tuple(tuple(one) for one in settings["metadata"])
+        settings["metadata"] = tuple(tuple(field) for field in settings["metadata"])
         return cls(**settings)
 
     def differences(self, other: "IndexVersion") -> list[str]:
@@ -79,9 +81,7 @@ class IndexVersion:
                 MetadataField(column=column, type=cast(Any, kind), name=name)
                 for column, name, kind in self.metadata
             ),
-            "index": settings.index.model_copy(
-                update={name: getattr(self, name) for name in ("m", "ef_construction", "metric", "type")}
-            ),
+            "index": settings.index.model_copy(update={name: getattr(self, name) for name in _OF_THE_INDEX}),
             "chunking": ChunkingSettings(
                 tokens_max=tokens_max, tokens_overlap=tokens_overlap, tokenizer=tokenizer
             ),
@@ -115,10 +115,7 @@ def wanted(pipeline: Pipeline, space: EmbeddingSpace, number: int = FIRST_VERSIO
         text=pipeline.text,
         chunking=(pipeline.chunking.tokens_max, pipeline.chunking.tokens_overlap),
         metadata=tuple((field.column, field.field, field.type) for field in pipeline.metadata),
-        m=pipeline.index.m,
-        ef_construction=pipeline.index.ef_construction,
-        metric=pipeline.index.metric,
-        type=pipeline.index.type,
+        **{name: getattr(pipeline.index, name) for name in _OF_THE_INDEX},
     )
 
 
@@ -165,7 +162,7 @@ class Versions:
     def __init__(self, client: Client, pipeline: str) -> None:
         self._client = cast(Any, client)
         self._pipeline = pipeline
-        self._key = versions_key(pipeline)
+        self._key = pipeline_key(pipeline, "versions")
 
     async def read(self) -> VersionTable | None:
         """Return the registry; None where nothing was registered yet."""
@@ -175,17 +172,15 @@ class Versions:
         versions = {int(name): IndexVersion.decode(value) for name, value in plain.items() if name.isdigit()}
         if not versions:
             return None
+        retired, failed = (
+            {int(name.removeprefix(prefix)): text for name, text in plain.items() if name.startswith(prefix)}
+            for prefix in (_RETIRED, _FAILED)
+        )
         return VersionTable(
             active=int(plain.get(_ACTIVE) or min(versions)),
             versions=versions,
-            retired=frozenset(
-                int(name.removeprefix(_RETIRED)) for name in plain if name.startswith(_RETIRED)
-            ),
-            failed={
-                int(name.removeprefix(_FAILED)): value.decode()
-                for name, value in plain.items()
-                if name.startswith(_FAILED)
-            },
+            retired=frozenset(retired),
+            failed={number: reason.decode() for number, reason in failed.items()},
         )
 
     async def known(self) -> VersionTable:

@@ -14,14 +14,23 @@ from daemon.index.registry import IndexVersion
 
 
 async def ensure(client: Client, pipeline: str, version: IndexVersion) -> Layout:
-    """Make sure that the index of a version is there; answers where its keys are.
+    """Make sure that the index of a version is there; return where its keys are.
+
+    Documents that are there before it are indexed in the background.
 
     Raises:
         FailureClass: Redis failed.
     """
     layout = Layout(pipeline, version.number)
     if not await exists(client, layout.index):
-        await create(client, layout, version)
+        definition = cast(Any, IndexDefinition)(prefix=[layout.documents_prefix], index_type=IndexType.HASH)
+        with translated():
+            try:
+                await cast(Any, client.ft(layout.index)).create_index(_fields(version), definition=definition)
+            except ResponseError as error:
+                # Another process may have been faster.
+                if "already exists" not in str(error).lower():
+                    raise
     return layout
 
 
@@ -65,18 +74,6 @@ async def info(client: Client, name: str) -> IndexInfo | None:
 async def exists(client: Client, index: str) -> bool:
     """Return whether an index or alias of that name is there."""
     return await info(client, index) is not None
-
-
-async def create(client: Client, layout: Layout, version: IndexVersion) -> None:
-    """Create the index of a version; documents that are there already are indexed in the background."""
-    definition = cast(Any, IndexDefinition)(prefix=[layout.documents_prefix], index_type=IndexType.HASH)
-    with translated():
-        try:
-            await cast(Any, client.ft(layout.index)).create_index(_fields(version), definition=definition)
-        except ResponseError as error:
-            # Another process may have been faster.
-            if "already exists" not in str(error).lower():
-                raise
 
 
 async def point_alias(client: Client, layout: Layout) -> None:

@@ -5,17 +5,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.resources import files
+from itertools import chain
 from typing import Any, cast
 
 from daemon.core.plan import Stored
 from daemon.core.version import Version, decode
 from daemon.errors import FailureClass
-from daemon.index.connection import Client, FunctionsMissing, failure, translated
-from daemon.index.keyspace import Keyspace
-from daemon.index.layout import Layout, gaps_key, reconcile_key
-
-Command = list[str | bytes | int]
-_KEYS_PER_STEP = 1000
+from daemon.index.connection import Client, Command, FunctionsMissing, failure, pipelined, translated
+from daemon.index.keyspace import KEYS_PER_STEP, Keyspace
+from daemon.index.layout import Layout, pipeline_key
 
 
 class Result(IntEnum):
@@ -39,11 +37,9 @@ class Put:
     chunks: tuple[tuple[str, bytes], ...]
 
     def command(self, layout: Layout) -> Command:
-        command = _call("livevec_put", layout, self.id)
-        command += (self.version.encode(), self.content_hash, self.metadata_hash)
-        command += (len(self.chunks), len(self.metadata) + 1, "id", self.id)
-        for field in self.metadata:
-            command += field
+        command: list[str | bytes | int] = [*_call("livevec_put", layout, self.id), self.version.encode()]
+        command += (self.content_hash, self.metadata_hash, len(self.chunks), len(self.metadata) + 1)
+        command += ("id", self.id, *chain.from_iterable(self.metadata))
         for chunk in self.chunks:
             command += chunk
         return command
@@ -61,11 +57,10 @@ class Touch:
     absent: tuple[str, ...]
 
     def command(self, layout: Layout) -> Command:
-        command = _call("livevec_touch", layout, self.id)
-        command += (self.version.encode(), self.content_hash, self.metadata_hash, len(self.metadata))
-        for field in self.metadata:
-            command += field
-        return [*command, *self.absent]
+        hashes = (self.version.encode(), self.content_hash, self.metadata_hash)
+        fields = chain.from_iterable(self.metadata)
+        call = _call("livevec_touch", layout, self.id)
+        return [*call, *hashes, len(self.metadata), *fields, *self.absent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +72,23 @@ class Delete:
     marker_ttl_ms: int
 
     def command(self, layout: Layout) -> Command:
-        return [
-            "FCALL",
-            "livevec_delete",
-            3,
-            *layout.keys(self.id),
-            self.version.encode(),
-            self.marker_ttl_ms,
-        ]
+        return [*_call("livevec_delete", layout, self.id), self.version.encode(), self.marker_ttl_ms]
 
 
 Write = Put | Touch | Delete
 
 
+@dataclass(frozen=True)
 class IndexWriter:
     """Writes one index version.
 
-    Args:
-        client: of Redis.
-        layout: names of the index version's keys.
-        pipeline_commands_max: writes sent in one go; larger ones delay concurrent searches.
+    Attributes:
+        commands_max: writes sent in one go; larger ones delay concurrent searches.
     """
 
-    def __init__(self, client: Client, layout: Layout, pipeline_commands_max: int) -> None:
-        self._client = client
-        self.layout = layout
-        self.commands_max = pipeline_commands_max
+    client: Client
+    layout: Layout
+    commands_max: int
 
     async def lookup(self, ids: Sequence[str]) -> list[Stored | None]:
         """Return bookkeeping of each id, in one round trip.
@@ -110,11 +96,8 @@ class IndexWriter:
         Raises:
             FailureClass: see `connection.failure`.
         """
-        pipe = self._client.pipeline(transaction=False)
-        for identifier in ids:
-            pipe.execute_command("HMGET", self.layout.bookkeeping(identifier), "v", "h", "m")
-        with translated():
-            rows = await pipe.execute()
+        reads = [("HMGET", self.layout.bookkeeping(identifier), "v", "h", "m") for identifier in ids]
+        rows = await pipelined(self.client, reads)
         return [
             Stored(decode(v.decode()), h.decode() if h else None, m.decode() if m else None) if v else None
             for v, h, m in rows
@@ -128,35 +111,30 @@ class IndexWriter:
         """
         results: list[Result | FailureClass] = []
         for start in range(0, len(writes), self.commands_max):
-            pipe = self._client.pipeline(transaction=False)
-            for write in writes[start : start + self.commands_max]:
-                pipe.execute_command(*write.command(self.layout))
-            with translated():
-                replies = await pipe.execute(raise_on_error=False)
-            results.extend(_result(reply) for reply in replies)
+            commands = [write.command(self.layout) for write in writes[start : start + self.commands_max]]
+            replies = await pipelined(self.client, commands, raise_on_error=False)
+            results += [
+                failure(reply) if isinstance(reply, Exception) else Result(reply) for reply in replies
+            ]
         missing = next((result for result in results if isinstance(result, FunctionsMissing)), None)
         if missing is not None:
-            await load_functions(self._client)
+            await load_functions(self.client)
             raise missing
         return results
 
     async def raise_floors(self, version: Version) -> None:
         """Put a floor into every bucket; must end before a sweep starts."""
-        pipe = self._client.pipeline(transaction=False)
-        for key in self.layout.floors():
-            pipe.execute_command("FCALL", "livevec_raise_floor", 1, key, version.encode())
-        with translated():
-            await pipe.execute()
+        floor = version.encode()
+        calls = [("FCALL", "livevec_raise_floor", 1, key, floor) for key in self.layout.floors()]
+        await pipelined(self.client, calls)
 
     async def sweep(self, version: Version, on_progress: Callable[[int], None] = lambda _: None) -> int:
-        """Remove every document and marker that `version` is newer than; answers how many."""
+        """Remove every document and marker that `version` is newer than; return how many."""
         removed = seen = 0
         async for ids in self.ids(500):
-            pipe = self._client.pipeline(transaction=False)
-            for identifier in ids:
-                pipe.execute_command(*_call("livevec_sweep", self.layout, identifier), version.encode())
-            with translated():
-                removed += sum(reply == Result.APPLIED for reply in await pipe.execute())
+            text = version.encode()
+            calls = [[*_call("livevec_sweep", self.layout, identifier), text] for identifier in ids]
+            removed += sum(reply == Result.APPLIED for reply in await pipelined(self.client, calls))
             seen += len(ids)
             on_progress(seen)
         return removed
@@ -165,13 +143,13 @@ class IndexWriter:
         """Note that the log alone cannot make this index right; `livevec verify --repair` can."""
         pipeline, now_s = self.layout.pipeline, repr(time.time())
         with translated():
-            await cast(Any, self._client).hset(gaps_key(pipeline), reason, now_s)
-            await cast(Any, self._client).hset(reconcile_key(pipeline), reason, now_s)
+            await cast(Any, self.client).hset(pipeline_key(pipeline, "gaps"), reason, now_s)
+            await cast(Any, self.client).hset(pipeline_key(pipeline, "reconcile"), reason, now_s)
 
     async def reconcile_reasons(self) -> dict[str, float]:
         """Return why a reconcile is due, and since when (seconds since the epoch); empty: none is."""
         with translated():
-            reasons = await cast(Any, self._client).hgetall(reconcile_key(self.layout.pipeline))
+            reasons = await cast(Any, self.client).hgetall(pipeline_key(self.layout.pipeline, "reconcile"))
         return {reason.decode(): float(since) for reason, since in reasons.items()}
 
     async def reconciled(self, marks: Mapping[str, float]) -> None:
@@ -185,30 +163,23 @@ class IndexWriter:
         if not marks:
             return
         parts = [text for reason, since_s in marks.items() for text in (reason, repr(since_s))]
-        key = reconcile_key(self.layout.pipeline)
-        try:
-            with translated():
-                await cast(Any, self._client).fcall("livevec_clear_marks", 1, key, *parts)
-        except FunctionsMissing:
-            await load_functions(self._client)
-            raise
+        await call_function(
+            self.client, "livevec_clear_marks", pipeline_key(self.layout.pipeline, "reconcile"), *parts
+        )
 
     async def ids(self, count: int) -> AsyncIterator[list[str]]:
         """Return ids of all documents and markers, in batches; those that change meanwhile may come twice or not."""
-        keyspace = Keyspace(self._client, self.layout)
+        keyspace = Keyspace(self.client, self.layout)
         position = await keyspace.beginning()
         batch: list[str] = []
         while not position.done:
-            step = await keyspace.step(position, _KEYS_PER_STEP)
+            step = await keyspace.step(position, KEYS_PER_STEP)
             position = step.position
-            for key in step.keys:
-                if key.startswith(self.layout.bookkeeping_prefix):
-                    batch.append(self.layout.identifier(key))
-                if len(batch) >= count:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
+            prefix = self.layout.bookkeeping_prefix
+            batch += [self.layout.identifier(key) for key in step.keys if key.startswith(prefix)]
+            while len(batch) >= count or (batch and position.done):
+                yield batch[:count]
+                del batch[:count]
 
 
 async def load_functions(client: Client) -> None:
@@ -218,11 +189,19 @@ async def load_functions(client: Client) -> None:
         await cast(Any, client).function_load(code, replace=True)
 
 
+async def call_function(client: Client, function: str, key: str, *arguments: str | int) -> Any:
+    """Call a function of the library with one key; where the library is missing, load it for the next attempt.
+
+    Raises:
+        FailureClass: Redis failed, or the library was missing.
+    """
+    try:
+        with translated():
+            return await cast(Any, client).fcall(function, 1, key, *arguments)
+    except FunctionsMissing:
+        await load_functions(client)
+        raise
+
+
 def _call(function: str, layout: Layout, identifier: str) -> Command:
     return ["FCALL", function, 3, *layout.keys(identifier)]
-
-
-def _result(reply: object) -> Result | FailureClass:
-    if isinstance(reply, Exception):
-        return failure(reply)
-    return Result(cast(int, reply))

@@ -32,7 +32,8 @@ from daemon.source.envelope import key_text
 from daemon.source.events import EventDecoder
 from daemon.source.postgres.failures import refusal_of_read
 from daemon.source.postgres.identity import check_same_source
-from daemon.source.postgres.reader import PostgresReader, TableSchema
+from daemon.source.postgres.reader import PostgresReader
+from daemon.source.postgres.schema import TableSchema
 from daemon.telemetry.metrics import Metrics, PipelineMetrics
 
 

@@ -6,6 +6,7 @@ embedded schemas: c, u, d, r, t, m, tombstones, TOAST placeholders, primary-key 
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -23,30 +24,22 @@ _PLACEHOLDER = "__debezium_unavailable_value"
 _PLACEHOLDERS = frozenset({_PLACEHOLDER, base64.b64encode(_PLACEHOLDER.encode()).decode()})
 
 
+@dataclass(frozen=True, slots=True)
 class EnvelopeDecoder:
     """Decodes the records of one table.
 
-    Args:
+    Attributes:
         table: its name, for messages.
         key_columns: primary key, in the order that document ids use.
         columns: columns that the pipeline needs of a row.
-        widen: see `Widen`.
         normalise: makes a row's values equal to those of the same row read from the source; None: they are.
     """
 
-    def __init__(
-        self,
-        table: str,
-        key_columns: Sequence[str],
-        columns: Sequence[str],
-        widen: Widen,
-        normalise: Callable[[Row], Row] | None = None,
-    ) -> None:
-        self._table = table
-        self._key_columns = tuple(key_columns)
-        self._columns = tuple(columns)
-        self._widen = widen
-        self._normalise = normalise
+    table: str
+    key_columns: Sequence[str]
+    columns: Sequence[str]
+    widen: Widen
+    normalise: Callable[[Row], Row] | None = None
 
     def decode(self, record: Record) -> Change | None:
         """Return the change of one record; None if it changes no row (a tombstone, a logical message).
@@ -63,41 +56,42 @@ class EnvelopeDecoder:
             return None
         if operation not in ("c", "u", "d", "r", "t"):
             raise RejectRow(
-                f"the record of {self._table} has no known op ({operation!r:.40}); is the topic written by Debezium "
+                f"the record of {self.table} has no known op ({operation!r:.40}); is the topic written by Debezium "
                 "without the unwrap transform?",
                 "malformed_envelope",
             )
         source = envelope.get("source")
         if not isinstance(source, dict):
-            raise RejectRow(f"the envelope of {self._table} has no source block", "malformed_envelope")
+            raise RejectRow(f"the envelope of {self.table} has no source block", "malformed_envelope")
         committed_at_s = (
             _time_s(source, "ts_us", 1e6) or _time_s(source, "ts_ms", 1e3) or record.appended_at_s
         )
-        key = () if operation == "t" else row_key(record.key, self._key_columns, self._table)
+        key = () if operation == "t" else row_key(record.key, self.key_columns, self.table)
         era = _era(record)
 
         def change(kind: Operation, row: Row | None = None) -> Change:
             return Change(kind, key, row, version, era, xid, committed_at_s, record.appended_at_s)
 
-        version, xid = (None, None) if operation == "r" else self._version(era, source)
         if operation == "r":
+            version, xid = None, None
             return change(Operation.REREAD)
+        version, xid = self._version(era, source)
         if operation == "t":
             return change(Operation.TRUNCATE)
         if operation == "d":
             return change(Operation.DELETE if version else Operation.REREAD)
         row = self._row(envelope.get("after"))
-        if version is None or any(_unavailable(row[column]) for column in self._columns):
+        if version is None or any(_unavailable(row[column]) for column in self.columns):
             return change(Operation.REREAD)
-        return change(Operation.UPSERT, self._normalise(row) if self._normalise else row)
+        return change(Operation.UPSERT, self.normalise(row) if self.normalise else row)
 
     def _row(self, after: object) -> Row:
         if not isinstance(after, dict):
-            raise RejectRow(f"an envelope of {self._table} carries no row in `after`", "malformed_envelope")
-        for column in self._columns:
+            raise RejectRow(f"an envelope of {self.table} carries no row in `after`", "malformed_envelope")
+        for column in self.columns:
             if column not in after:
                 raise StopPipeline(
-                    f"{self._table} has no column {column!r} any more, which the pipeline's text or metadata names; "
+                    f"{self.table} has no column {column!r} any more, which the pipeline's text or metadata names; "
                     f"it has {', '.join(sorted(after))}. Change the pipeline in daemon.toml, or bring the column back"
                 )
         return cast(Row, after)
@@ -107,26 +101,22 @@ class EnvelopeDecoder:
         lsn, xid = source.get("lsn"), source.get("txId")
         if not isinstance(lsn, int) or not isinstance(xid, int) or isinstance(lsn, bool):
             raise RejectRow(
-                f"an envelope of {self._table} has no source.lsn and source.txId; livevec needs Debezium's "
+                f"an envelope of {self.table} has no source.lsn and source.txId; livevec needs Debezium's "
                 "PostgreSQL connector",
                 "malformed_envelope",
             )
-        xid64 = self._widen(xid, era, lsn)
+        xid64 = self.widen(xid, era, lsn)
         sequence = source.get("sequence")
         try:
             previous = orjson.loads(sequence)[0] if isinstance(sequence, str) else None
             commit_lsn = None if previous is None else int(previous)
         except (ValueError, IndexError, TypeError, KeyError):
-            raise RejectRow(f"source.sequence of {self._table} is malformed", "malformed_envelope") from None
+            raise RejectRow(f"source.sequence of {self.table} is malformed", "malformed_envelope") from None
         return (None if commit_lsn is None else LogVersion(era, commit_lsn, lsn, xid64)), xid64
 
 
 def row_key(key: bytes | None, columns: Sequence[str], table: str) -> tuple[str, ...]:
     """Return the primary key in a record's key, as text.
-
-    Args:
-        columns: of the primary key.
-        table: its name, for messages.
 
     Raises:
         RejectRow: there is none, or it has other columns.
@@ -158,7 +148,7 @@ def key_text(value: Any) -> str:
 
 
 def message_time_s(record: Record) -> float | None:
-    """Commit time of a logical message; None if the record is none.
+    """Return the commit time of a logical message; None if the record is none.
 
     The connector writes one through PostgreSQL's log every second: what was committed before it was sent before it.
     Debezium's own heartbeats go on while the log stands still, and prove nothing.

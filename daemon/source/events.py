@@ -5,6 +5,7 @@ partitioner does that while the number of partitions stays); a null value delete
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 
@@ -14,17 +15,16 @@ from daemon.errors import RejectRow
 from daemon.source.record import Record
 
 
+@dataclass(frozen=True, slots=True)
 class EventDecoder:
     """Decodes the records of one event topic.
 
-    Args:
-        topic: its name, for messages.
+    Attributes:
         columns: members that the pipeline needs of each object.
     """
 
-    def __init__(self, topic: str, columns: Sequence[str]) -> None:
-        self._topic = topic
-        self._columns = tuple(columns)
+    topic: str
+    columns: Sequence[str]
 
     def decode(self, record: Record) -> Change:
         """Return the change of one record.
@@ -34,12 +34,12 @@ class EventDecoder:
         """
         if not record.key:
             raise RejectRow(
-                f"an event of {self._topic} has no key; write it with the row's id as key", "no_key"
+                f"an event of {self.topic} has no key; write it with the row's id as key", "no_key"
             )
         try:
             key = (record.key.decode(),)
         except UnicodeDecodeError as error:
-            raise RejectRow(f"the key of an event of {self._topic} is not UTF-8", "malformed_key") from error
+            raise RejectRow(f"the key of an event of {self.topic} is not UTF-8", "malformed_key") from error
         version = LogVersion(0, record.offset + 1, 0, 0)
         at_s = record.appended_at_s
         if record.value is None:
@@ -47,13 +47,13 @@ class EventDecoder:
         try:
             row = orjson.loads(record.value)
         except orjson.JSONDecodeError as error:
-            raise RejectRow(f"an event of {self._topic} is not JSON ({error})", "malformed_json") from error
+            raise RejectRow(f"an event of {self.topic} is not JSON ({error})", "malformed_json") from error
         if not isinstance(row, dict):
-            raise RejectRow(f"an event of {self._topic} is not a JSON object", "malformed_value")
-        missing = [column for column in self._columns if column not in row]
+            raise RejectRow(f"an event of {self.topic} is not a JSON object", "malformed_value")
+        missing = [column for column in self.columns if column not in row]
         if missing:
             raise RejectRow(
-                f"an event of {self._topic} lacks {', '.join(missing)}, which the pipeline's text or metadata names",
+                f"an event of {self.topic} lacks {', '.join(missing)}, which the pipeline's text or metadata names",
                 "missing_column",
             )
         return Change(Operation.UPSERT, key, row, version, 0, None, at_s, at_s)

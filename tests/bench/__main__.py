@@ -178,7 +178,7 @@ def lag(
     with Steps() as steps:
         rows = load_rows(steps, tokens, SENTENCES)
         with prepared(config, steps) as bench:
-            topic = config.topic(bench.setting.pipelines[0])
+            topic = config.topic(bench.setting.config.pipelines[0])
             for row in rows[:2]:
                 bench.tables[0].copy([row])
             template = second_record(kafka, topic)

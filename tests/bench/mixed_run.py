@@ -142,7 +142,7 @@ class _Live:
 @contextmanager
 def _worker(bench: Bench, steps: Steps) -> Iterator[Config]:
     """A worker on a task queue of its own; yields the configuration with which its workflows are started."""
-    config = bench.setting.daemon(bench.setting.pipelines[0])
+    config = bench.setting.daemon(bench.setting.config.pipelines[0])
     address = f"127.0.0.1:{free_port()}"
     worker = config.temporal.worker.model_copy(
         update={

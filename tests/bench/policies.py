@@ -144,7 +144,7 @@ def random_arrivals(rows: Sequence[LoadRow], rate: float, seed: int) -> list[Arr
 
 def daemon_config(setting: Setting, policy: str, embedder_url: str) -> Config:
     """Return the configuration of a daemon with that policy and that embedder, on the policy's own table."""
-    pipeline = next(pipeline for pipeline in setting.pipelines if pipeline.name == TABLES[policy])
+    pipeline = next(pipeline for pipeline in setting.config.pipelines if pipeline.name == TABLES[policy])
     config = setting.daemon(pipeline)
     return config.model_copy(
         update={

@@ -14,9 +14,9 @@ from daemon.bench.load import LoadTable
 from daemon.bench.throughput import Bulk, wait_for
 from daemon.core.version import LogVersion
 from daemon.errors import LivevecError
-from daemon.index.connection import translated
+from daemon.index.connection import Command, translated
 from daemon.index.layout import Layout
-from daemon.index.writer import Command, Put, Result
+from daemon.index.writer import Put, Result
 
 _NAME = "livevec_bench_guard"
 _PIPELINE = 16

@@ -18,6 +18,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from redis import Redis
 
+from daemon.cli.app import COMMANDS, load
 from deploy.local.stack import Stack
 from tests.support.mirrored_table import MirroredTable, wait_until
 from tests.support.ports import free_port
@@ -104,6 +105,11 @@ def test_the_command_starts_without_importing_what_only_some_commands_need() -> 
     code = f"import daemon.cli.app, sys; print(*[name for name in '{heavy}'.split() if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_of_each_what_it_says_of_itself(name: str) -> None:
+    assert load(name).help.partition("\n\n")[0].replace("\n", " ") == COMMANDS[name]
 
 
 def test_a_typo_in_the_configuration_is_named_with_the_nearest_key(alone: Livevec) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from connectors import slot
 from connectors.connect import Applied, KafkaConnect
-from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic, message_topic
+from connectors.definition import RECORD_BYTES_MAX, heartbeat_topic
 from daemon.errors import ConnectorError
 from daemon.settings import ERA_HEADER, ConnectSettings
 from deploy.local.stack import Stack
@@ -160,7 +160,7 @@ def test_heartbeats_and_messages_through_the_log_come_while_the_tables_are_idle(
     captured: CapturedSource,
 ) -> None:
     captured.start()
-    for topic in (heartbeat_topic(captured.source), message_topic(captured.source)):
+    for topic in (heartbeat_topic(captured.source), captured.source.message_topic):
         first = wait_until(lambda topic=topic: end_offset(captured.kafka, topic), 20)  # type: ignore[misc]
         wait_until(lambda topic=topic, first=first: (end_offset(captured.kafka, topic) or 0) >= first + 3, 20)  # type: ignore[misc]
 

@@ -9,7 +9,8 @@ import pytest
 from daemon.core.change import Row
 from daemon.errors import StopPipeline
 from daemon.source.envelope import key_text
-from daemon.source.postgres.reader import PostgresReader, TableSchema
+from daemon.source.postgres.reader import PostgresReader
+from daemon.source.postgres.schema import TableSchema
 from deploy.local.stack import Stack
 from tests.support.captured_source import CapturedSource, Envelope
 

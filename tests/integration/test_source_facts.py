@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from connectors import slot
-from connectors.definition import heartbeat_topic, message_topic
+from connectors.definition import heartbeat_topic
 from daemon.core.version import LogVersion, replaces, widen_xid
 from daemon.errors import ConnectorError
 from daemon.source.postgres.reader import PostgresReader
@@ -293,7 +293,7 @@ def test_heartbeats_go_on_while_the_log_stands_still_and_messages_do_not(
     with capturing(stack, cluster.dsn) as captured:
         captured.client.apply(captured.name, captured.definition())
         captured.client.wait_until_streaming(captured.source, 60)
-        heartbeats, messages = heartbeat_topic(captured.source), message_topic(captured.source)
+        heartbeats, messages = heartbeat_topic(captured.source), captured.source.message_topic
         wait_until(lambda: end_offset(captured.kafka, messages), 20)
         ((pid,),) = captured.execute(
             "select active_pid from pg_replication_slots where slot_name = %s", [captured.source.slot_name]

@@ -29,7 +29,7 @@ from temporalio.client import Client
 
 from connectors import slot
 from connectors.connect import KafkaConnect
-from connectors.definition import heartbeat_topic, message_topic, render
+from connectors.definition import heartbeat_topic, render
 from connectors.prepare import prepare
 from daemon.config import load
 from daemon.errors import WorkflowError
@@ -436,7 +436,7 @@ class MirroredTable:
         topics = [
             self.topic,
             heartbeat_topic(self.source),
-            message_topic(self.source),
+            self.source.message_topic,
             self.dead_letter_topic,
         ]
         for deleted in admin.delete_topics(topics).values():

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from daemon.config import parse
 from daemon.embedding.openai.answers import PaidVectors
-from daemon.embedding.openai.requests import RequestCutter, RequestLimits
+from daemon.embedding.openai.requests import RequestCutter
 from daemon.errors import ConfigError
 from triton_models import packaged_weights
 
@@ -34,8 +34,7 @@ def tokenizer() -> Tokenizer:
 async def test_every_text_is_in_one_request_in_its_order_within_the_limits(
     texts: list[str], texts_max: int, tokens_max: int, text_tokens_max: int
 ) -> None:
-    limits = RequestLimits(texts_max, tokens_max, text_tokens_max)
-    requests = await RequestCutter(limits).requests(texts)
+    requests = await RequestCutter(texts_max, tokens_max, text_tokens_max).requests(texts)
     sent = [text for request in requests for text in request]
     assert all(whole.startswith(part) for whole, part in zip(texts, sent, strict=True))
     for request in requests:
@@ -46,13 +45,13 @@ async def test_every_text_is_in_one_request_in_its_order_within_the_limits(
 
 
 async def test_a_request_is_as_full_as_the_limits_allow() -> None:
-    requests = await RequestCutter(RequestLimits(100, 10, 0)).requests(["x" * 8] * 5)
+    requests = await RequestCutter(100, 10, 0).requests(["x" * 8] * 5)
     assert [len(request) for request in requests] == [2, 2, 1]
 
 
 async def test_with_a_tokenizer_a_text_is_cut_to_exactly_what_the_model_takes(tokenizer: Tokenizer) -> None:
     text = "Colourless green ideas sleep furiously; antidisestablishmentarianism rarely does. " * 30
-    cutter = RequestCutter(RequestLimits(100, 100_000, 64), str(TOKENIZER))
+    cutter = RequestCutter(100, 100_000, 64, str(TOKENIZER))
     ((cut, short),) = await cutter.requests([text, "short"])
     assert text.startswith(cut)
     assert len(tokenizer.encode(cut).ids) == 64
@@ -62,13 +61,13 @@ async def test_with_a_tokenizer_a_text_is_cut_to_exactly_what_the_model_takes(to
 async def test_with_a_tokenizer_requests_are_counted_in_its_tokens(tokenizer: Tokenizer) -> None:
     texts = ["nine words that are each one of its tokens"] * 10
     tokens = len(tokenizer.encode(texts[0]).ids)
-    cutter = RequestCutter(RequestLimits(100, 3 * tokens, 0), str(TOKENIZER))
+    cutter = RequestCutter(100, 3 * tokens, 0, str(TOKENIZER))
     assert [len(request) for request in await cutter.requests(texts)] == [3, 3, 3, 1]
 
 
 def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"embedding.tokenizer .*missing.json"):
-        RequestCutter(RequestLimits(1, 1, 1), str(tmp_path / "missing.json"))
+        RequestCutter(1, 1, 1, str(tmp_path / "missing.json"))
 
 
 def test_vectors_that_were_paid_for_are_given_once_and_only_the_latest_are_kept() -> None:

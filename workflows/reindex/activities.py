@@ -15,7 +15,7 @@ from daemon.errors import ConfigError, RetryLater
 from daemon.index import schema
 from daemon.index.connection import Client, translated
 from daemon.index.keyspace import Keyspace
-from daemon.index.layout import Layout, gaps_key
+from daemon.index.layout import Layout, pipeline_key
 from daemon.index.registry import IndexVersion, Versions, VersionTable
 from daemon.projection.build import check_columns, document_builder
 from daemon.settings import IndexSettings, Pipeline, PostgresSource
@@ -85,7 +85,7 @@ class _Registry:
     async def gaps(self) -> dict[str, str]:
         """Return when each reason for a reconcile last came up."""
         with translated():
-            gaps = await cast(Any, self.client).hgetall(gaps_key(self.pipeline.name))
+            gaps = await cast(Any, self.client).hgetall(pipeline_key(self.pipeline.name, "gaps"))
         return {reason.decode(): since.decode() for reason, since in gaps.items()}
 
 

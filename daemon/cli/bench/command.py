@@ -120,7 +120,7 @@ def _show_latency(report: LatencyReport) -> None:
     table = console.table("", "p50", "p95", "p99", "max")
     for name, part in (("livevec", report.livevec_ms), ("floor", report.floor_ms)):
         if part is not None:
-            table.add_row(name, *(f"{value:.1f}" for value in (part.p50, part.p95, part.p99, part.max)))
+            table.add_row(name, *part.figures())
     if report.ratio is not None:
         table.add_row("ratio", f"{report.ratio.p50:.2f}", "", f"{report.ratio.p99:.2f}", "")
     for stage, share in report.stages_ms.items():

@@ -1,28 +1,36 @@
-"""What a measurement works on: names of its own beside the user's servers and tuning, and its configuration file."""
+"""What a measurement works on: names of its own beside the user's servers and tuning, its configuration, removal."""
 
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psycopg
+import redis
 import tomli_w
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
-from daemon.errors import ConfigError
+from connectors.connect import KafkaConnect
+from connectors.topics import topics
+from daemon.bench.load import LoadTable
+from daemon.cli import context as given
+from daemon.errors import ConfigError, LivevecError
 from daemon.settings import Config, Pipeline, PostgresSource
 
 NAME = "livevec_bench"
 FLOOR = "livevec_bench_floor"
+_ADMIN_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The configuration of the measured daemon, its source, and the pipelines that the connector serves, by name."""
+    """The configuration of what is measured: its only source, and a pipeline for each system."""
 
     config: Config
     source: PostgresSource
-    pipelines: tuple[Pipeline, ...]
 
     @classmethod
     def of(cls, config: Config, names: Sequence[str]) -> "Setting":
@@ -36,10 +44,7 @@ class Setting:
                 "a measurement embeds tens of thousands of texts, which may be charged for, and compares with "
                 'Triton alone: set provider = "triton" for it'
             )
-        known = [source for source in config.sources if isinstance(source, PostgresSource)]
-        if not known:
-            raise ConfigError("a measurement needs PostgreSQL: define a source with its dsn in daemon.toml")
-        source = known[0].model_copy(
+        source = given.postgres_sources(config, None)[0].model_copy(
             update={"name": NAME, "slot": NAME, "publication": NAME, "snapshot_mode": "no_data", "era": 0}
         )
         pipelines = tuple(
@@ -53,7 +58,7 @@ class Setting:
                 "pipelines": pipelines,
             }
         )
-        return cls(own, source, pipelines)
+        return cls(own, source)
 
     def daemon(self, pipeline: Pipeline) -> Config:
         """Return the configuration of a daemon that mirrors this pipeline alone."""
@@ -87,3 +92,63 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+# ---- removing what a measurement made, also one that was killed
+
+
+def remove(config: Config, connection: psycopg.Connection[Any], names: Sequence[str]) -> None:
+    """Remove the connector, slot, publication, tables, topics, groups and keys, as far as they exist.
+
+    Args:
+        names: of the measurement's pipelines; those of `livevec bench` are removed in any case.
+
+    Raises:
+        LivevecError: a server refused.
+    """
+    setting = Setting.of(config, tuple({NAME, FLOOR, *names}))
+    with KafkaConnect(setting.config.connect) as client:
+        client.delete(setting.source, with_slot=True)
+    connection.execute(f"DROP PUBLICATION IF EXISTS {NAME}")
+    for pipeline in setting.config.pipelines:
+        LoadTable(connection, pipeline.table).drop()
+    _remove_topics(setting)
+    _remove_keys(setting.config)
+
+
+def _remove_topics(setting: Setting) -> None:
+    """Delete topics and groups, and wait until they are gone: before, no topic of the same name can be created."""
+    kafka = setting.config.kafka
+    # log_level 0: librdkafka's own lines would stand between those of the command; its errors are raised anyway.
+    admin = AdminClient({**kafka.client, "bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+    try:
+        present = admin.list_topics(timeout=_ADMIN_TIMEOUT_S).topics
+        names = [
+            topic.name
+            for topic in topics(setting.source, setting.config.pipelines, kafka)
+            if topic.name in present
+        ]
+        deletions = admin.delete_topics(names, operation_timeout=_ADMIN_TIMEOUT_S) if names else {}
+        for deletion in deletions.values():
+            deletion.result()
+        groups = {group.group_id for group in admin.list_consumer_groups().result().valid}
+        ours = [name for name in (NAME, FLOOR, f"{NAME}.retry") if name in groups]
+        for deletion in admin.delete_consumer_groups(ours).values() if ours else ():
+            deletion.result()
+    except KafkaException as error:
+        raise LivevecError(
+            f"Kafka did not delete what the measurement made ({error.args[0].str()}); delete the topics named "
+            f"{NAME}* by hand"
+        ) from error
+
+
+def _remove_keys(config: Config) -> None:
+    if config.redis.cluster:
+        raise ConfigError("a measurement needs a single Redis, not a cluster: set redis.cluster = false")
+    with redis.Redis.from_url(config.redis.url.get_secret_value()) as client:
+        for name in cast(Any, client.execute_command("FT._LIST")):
+            if name.startswith(NAME.encode()):
+                cast(Any, client.ft(name.decode())).dropindex(delete_documents=True)
+        for prefix in ("lv:", "lv:positions:", "lv:source:", ""):
+            for key in client.scan_iter(match=f"{prefix}{NAME}[:_]*", count=1000):
+                client.unlink(key)

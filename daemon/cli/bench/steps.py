@@ -4,17 +4,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psycopg
-
+from connectors import slot
 from daemon.bench.latency import Latency, OnProgress
 from daemon.bench.load import LoadRow, LoadTable, rows_of
 from daemon.bench.percentiles import STAGES
 from daemon.bench.process import cpu_s
-from daemon.cli.bench.removal import remove
-from daemon.cli.bench.setting import NAME, Setting, write_config
+from daemon.cli.bench.setting import NAME, Setting, remove, write_config
 from daemon.cli.child import ChildProcess, DaemonChild
 from daemon.cli.connector import apply_source
 from daemon.cli.console import Steps
@@ -86,7 +85,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a measurement runs on. `tables` are in the pipelines' order; `folder` is for files, removed at the end."""
+    """What a measurement runs on. `tables`: in the order of the pipelines; `folder`: for files, removed at the end."""
 
     setting: Setting
     tables: tuple[LoadTable, ...]
@@ -100,7 +99,7 @@ def load_rows(steps: Steps, tokens: int, count: int) -> list[LoadRow]:
 
 def progress(steps: Steps) -> OnProgress:
     """Return a callback that shows how far a measurement is."""
-    return lambda what, done, total: steps.news("measure", what, done, total)
+    return partial(steps.news, "measure")
 
 
 @contextmanager
@@ -112,10 +111,10 @@ def prepared(config: Config, steps: Steps, names: Sequence[str] = (NAME,)) -> It
     """
     setting = Setting.of(config, names)
     with (
-        psycopg.connect(setting.source.dsn.get_secret_value(), autocommit=True) as connection,
+        slot.connected(setting.source) as connection,
         TemporaryDirectory(prefix="livevec-bench-", ignore_cleanup_errors=True) as folder,
     ):
-        tables = tuple(LoadTable(connection, pipeline.table) for pipeline in setting.pipelines)
+        tables = tuple(LoadTable(connection, pipeline.table) for pipeline in setting.config.pipelines)
         with steps.step("clean up"):
             remove(config, connection, names)
         try:
@@ -134,7 +133,7 @@ def livevec_running(bench: Bench, steps: Steps, config: Config | None = None) ->
     Args:
         config: see `Setting.daemon`, which makes it. None: that of the first table.
     """
-    config = config or bench.setting.daemon(bench.setting.pipelines[0])
+    config = config or bench.setting.daemon(bench.setting.config.pipelines[0])
     (pipeline,) = config.pipelines
     path = bench.folder / "daemon.toml"
     write_config(path, config)
@@ -142,14 +141,14 @@ def livevec_running(bench: Bench, steps: Steps, config: Config | None = None) ->
     with DaemonChild(path, log, config.telemetry.address) as child:
         with steps.step("start the daemon"):
             child.wait_ready()
-        yield Livevec(pipeline.name, bench.tables[bench.setting.pipelines.index(pipeline)], child)
+        yield Livevec(pipeline.name, bench.tables[bench.setting.config.pipelines.index(pipeline)], child)
 
 
 @contextmanager
 def floor_running(bench: Bench, steps: Steps) -> Iterator[Floor]:
     """The barest loop, running on the second table."""
     samples, path = bench.folder / "floor.samples", bench.folder / "floor.toml"
-    write_config(path, bench.setting.daemon(bench.setting.pipelines[1]))
+    write_config(path, bench.setting.daemon(bench.setting.config.pipelines[1]))
     command = [sys.executable, "-m", "daemon.bench.floor", str(path), str(samples)]
     log = default_home() / "logs" / "bench-floor.log"
     with ChildProcess(command, log, "the floor") as child:

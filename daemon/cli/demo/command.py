@@ -223,8 +223,7 @@ def _percentile_table(samples: Collection[dict[str, Any]], edits: int) -> Group:
     table = console.table("ms", "p50", "p95", "p99", "max")
     for name, key in (("commit to searchable", "total"), *((f"  {stage}", stage) for stage in STAGES)):
         part = percentiles_ms([sample[key] for sample in samples])
-        figures = (f"{value:.1f}" for value in (part.p50, part.p95, part.p99, part.max))
-        table.add_row(name, *figures, style="bold" if key == "total" else None)
+        table.add_row(name, *part.figures(), style="bold" if key == "total" else None)
     return console.titled(title, table)
 
 

@@ -1,1 +1,1 @@
-"""`livevec reindex`: its commands, what they show, and the lines that they suggest for daemon.toml."""
+"""`livevec reindex`: its commands, and what they show, with the lines that they suggest for daemon.toml."""

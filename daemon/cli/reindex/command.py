@@ -11,9 +11,10 @@ from daemon.cli import context as given
 from daemon.cli import flows
 from daemon.cli.context import Json
 from daemon.cli.reindex import follow
+from daemon.embedding.embedder import EmbeddingSpace
 from daemon.errors import ConfigError, WorkflowError
 from daemon.index.connection import connect
-from daemon.index.registry import Versions
+from daemon.index.registry import Versions, wanted
 from daemon.settings import Config, Pipeline
 from workflows import client as temporal
 from workflows.reindex.contract import Approval, Changes, ReindexOrder, Rollback, workflow_id
@@ -95,13 +96,13 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Give the new version to readers; returns when they see it."""
-    _update(context, pipeline, "approve", as_json, Approval(force=force))
+    _show(context, pipeline, as_json, "approve", Approval(force=force))
 
 
 @app.command()
 def reject(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
     """Give the new version up, before readers see it; what there is of it is removed."""
-    _update(context, pipeline, "reject", as_json)
+    _show(context, pipeline, as_json, "reject")
 
 
 @app.command()
@@ -114,25 +115,19 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Give readers the old version again, in the grace period; the new one is removed."""
-    _update(context, pipeline, "rollback", as_json, Rollback(force=force))
+    _show(context, pipeline, as_json, "rollback", Rollback(force=force))
 
 
 @app.command()
 def finish(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
     """End the grace period now: the old version is removed."""
-    _update(context, pipeline, "finish", as_json)
+    _show(context, pipeline, as_json, "finish")
 
 
 @app.command()
 def status(context: typer.Context, pipeline: Name, as_json: Json = False) -> None:
     """Show the versions of an index, and how far a reindex is: its gate, and answers of both side by side."""
-    config = given.resolved(context)
-    settings = config.pipeline(pipeline)
-
-    async def work() -> None:
-        await follow.show(config, settings, await temporal.connect(config), as_json)
-
-    asyncio.run(work())
+    _show(context, pipeline, as_json)
 
 
 # ---- what is asked for
@@ -140,17 +135,8 @@ def status(context: typer.Context, pipeline: Name, as_json: Json = False) -> Non
 
 def _configured(config: Config, pipeline: Pipeline) -> Changes:
     """Return what daemon.toml asks for."""
-    return Changes(
-        model=config.embedding.model,
-        dimension=config.embedding.dimension,
-        m=pipeline.index.m,
-        ef_construction=pipeline.index.ef_construction,
-        metric=pipeline.index.metric,
-        type=pipeline.index.type,
-        text=pipeline.text,
-        chunking=(pipeline.chunking.tokens_max, pipeline.chunking.tokens_overlap),
-        metadata=tuple((field.column, field.field, field.type) for field in pipeline.metadata),
-    )
+    space = EmbeddingSpace(config.embedding.model, config.embedding.dimension, 0, "")
+    return Changes.model_validate(wanted(pipeline, space), from_attributes=True)
 
 
 async def _refuse_the_same(config: Config, pipeline: Pipeline, changes: Changes) -> None:
@@ -191,18 +177,23 @@ async def _start(config: Config, pipeline: Pipeline, order: ReindexOrder, wait: 
         flows.print_started(config, handle, hint, as_json)
 
 
-def _update(context: typer.Context, pipeline: str, update: str, as_json: bool, *arguments: Any) -> None:
+def _show(
+    context: typer.Context, pipeline: str, as_json: bool, update: str | None = None, *arguments: Any
+) -> None:
+    """Show the versions and the latest reindex, after this update of it."""
     config = given.resolved(context)
     settings = config.pipeline(pipeline)
 
     async def work() -> None:
         client = await temporal.connect(config)
-        try:
-            await temporal.update(client.get_workflow_handle(workflow_id(pipeline)), update, *arguments)
-        except temporal.NoSuchWorkflow as error:
-            raise WorkflowError(
-                f"no reindex of {pipeline!r} runs; `livevec reindex {pipeline}` begins one"
-            ) from error
+        if update is not None:
+            handle = client.get_workflow_handle(workflow_id(pipeline))
+            try:
+                await temporal.update(handle, update, *arguments)
+            except temporal.NoSuchWorkflow as error:
+                raise WorkflowError(
+                    f"no reindex of {pipeline!r} runs; `livevec reindex {pipeline}` begins one"
+                ) from error
         await follow.show(config, settings, client, as_json)
 
     asyncio.run(work())

@@ -1,6 +1,8 @@
 """What `livevec reindex` shows: the versions of an index, a gate, answers side by side, lines for daemon.toml."""
 
 import asyncio
+import json
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import asdict
 from itertools import zip_longest
@@ -11,12 +13,12 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
 from daemon.cli import console, flows
-from daemon.cli.reindex import toml
+from daemon.embedding.embedder import EmbeddingSpace
 from daemon.errors import WorkflowError
 from daemon.index.connection import Client as RedisClient
 from daemon.index.connection import connect, translated
 from daemon.index.layout import Layout
-from daemon.index.registry import Versions, VersionTable
+from daemon.index.registry import IndexVersion, Versions, VersionTable, wanted
 from daemon.settings import Config, Pipeline
 from workflows.client import progress_now, query, result
 from workflows.reindex.contract import (
@@ -36,11 +38,7 @@ _ANSWERS_SHOWN = 5
 
 
 async def follow(
-    config: Config,
-    pipeline: Pipeline,
-    client: Client,
-    handle: WorkflowHandle[Any, Any],
-    as_json: bool,
+    config: Config, pipeline: Pipeline, client: Client, handle: WorkflowHandle[Any, Any], as_json: bool
 ) -> None:
     """Follow it until readers are given the new version, or a person is asked.
 
@@ -123,7 +121,7 @@ async def show(config: Config, pipeline: Pipeline, client: Client, as_json: bool
         texts = await _texts(redis, pipeline.name, reached) if reached and not as_json else {}
     # Before the swap, what daemon.toml asks for may be what is being made.
     swapped = reached is None or reached.grace_until_s is not None
-    lines = toml.lines(config, pipeline, table.version()) if swapped else []
+    lines = _toml_lines(config, pipeline, table.version()) if swapped else []
     if as_json:
         console.print_json(
             {
@@ -229,3 +227,45 @@ async def _texts(redis: RedisClient, pipeline: str, reached: ReindexStatus) -> d
         stored = await pipe.execute()
     texts = {place: text.decode() for place, text in zip(places, stored, strict=True) if text is not None}
     return {place: console.shortened(text, _TEXT_SHOWN) for place, text in texts.items()}
+
+
+def _toml_lines(config: Config, pipeline: Pipeline, version: IndexVersion) -> list[str]:
+    """Return the lines by which daemon.toml asks for this version; none where it asks for it already."""
+    embedding = config.embedding
+    space = EmbeddingSpace(embedding.model, embedding.dimension, 0, version.fingerprint)
+    differing = set(version.differences(wanted(pipeline, space, version.number)))
+    shared: list[str] = []
+    if differing & {"model", "dimension"}:
+        shared += ["[embedding]", f"model = {_text(version.model)}", f"dimension = {version.dimension}", ""]
+        others = [other.name for other in config.pipelines if other.name != pipeline.name]
+        if others:
+            shared.insert(1, f"# also for {', '.join(others)}: reindex them, too")
+    own: list[str] = []
+    if "text" in differing:
+        own.append(f"text = {_text(version.text)}")
+    if "metadata" in differing:
+        fields = (
+            _table({"column": column, "type": kind, "name": name}) for column, name, kind in version.metadata
+        )
+        own.append(f"metadata = [{', '.join(fields)}]")
+    if differing & {"m", "ef_construction", "metric", "type"}:
+        index: dict[str, str | int] = {"m": version.m, "ef_construction": version.ef_construction}
+        index |= {"ef_runtime": pipeline.index.ef_runtime, "metric": version.metric, "type": version.type}
+        own.append(f"index = {_table(index)}")
+    if "chunking" in differing:
+        tokens_max, tokens_overlap = version.chunking
+        chunking: dict[str, str | int] = {"tokens_max": tokens_max, "tokens_overlap": tokens_overlap}
+        own.append(f"chunking = {_table(chunking | {'tokenizer': pipeline.chunking.tokenizer})}")
+    if own:
+        shared += ["[[pipelines]]", f"name = {_text(pipeline.name)}", *own]
+    return shared
+
+
+def _table(fields: Mapping[str, str | int]) -> str:
+    """Return an inline table, which tomli-w writes over several lines."""
+    return f"{{ {', '.join(f'{name} = {_text(value)}' for name, value in fields.items())} }}"
+
+
+def _text(value: str | int) -> str:
+    """Return a basic string of TOML, whose escapes include those of JSON, or a number."""
+    return json.dumps(value, ensure_ascii=False)

@@ -20,26 +20,10 @@ _TEMPORAL_S = 20.0
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A document. `attempts` and what follows are not known without Temporal."""
-
-    key: str
-    reason: str
-    state: str
-    message: str
-    dead_lettered_at: str
-    version: str
-    attempts: int | None
-    next_try_at: str | None
-    place: str
-    record: str | None
-
-
-@dataclass(frozen=True)
 class Listing:
     """All of a pipeline; `note`: what could not be asked, `left_out`: older dead letters that were not read."""
 
-    documents: tuple[Listed, ...]
+    documents: list[dict[str, Any]]
     letters: dict[str, DeadLetter]
     note: str
     left_out: int
@@ -51,11 +35,11 @@ def list_(config: Config, pipeline: str, reason: str | None, key: str | None, as
     documents = [
         document
         for document in listing.documents
-        if reason in (None, document.reason) and key in (None, document.key)
+        if reason in (None, document["reason"]) and key in (None, document["key"])
     ]
     if as_json:
         content = {"pipeline": pipeline, "note": listing.note, "left_out": listing.left_out}
-        console.print_json({**content, "dead_letters": [vars(document) for document in documents]})
+        console.print_json({**content, "dead_letters": documents})
         return
     if listing.note:
         console.err.print(listing.note, markup=False, style="yellow")
@@ -64,9 +48,8 @@ def list_(config: Config, pipeline: str, reason: str | None, key: str | None, as
         return
     table = console.table("key", "reason", "state", "attempts", "next try", "why")
     for document in documents[:_SHOWN_MAX]:
-        cells = [document.key, document.reason, document.state]
-        cells += ["" if document.attempts is None else str(document.attempts), document.next_try_at or ""]
-        table.add_row(*map(console.plain, (*cells, document.message)))
+        cells = (document[name] for name in ("key", "reason", "state", "attempts", "next_try_at", "message"))
+        table.add_row(*(console.plain("" if cell is None else cell) for cell in cells))
     console.out.print(table)
     if len(documents) > _SHOWN_MAX:
         console.out.print(f"and {len(documents) - _SHOWN_MAX:,} more; --json prints all")
@@ -79,13 +62,13 @@ def show(config: Config, pipeline: str, key: str, as_json: bool) -> None:
         LivevecError: there is none of that key.
     """
     listing = asyncio.run(_listing(config, pipeline))
-    document = next((document for document in listing.documents if document.key == key), None)
+    document = next((document for document in listing.documents if document["key"] == key), None)
     if document is None:
         raise LivevecError(
             f"{pipeline} has no dead letter with the key {key!r}; --list shows those there are"
         )
     letter = listing.letters.get(key)
-    content: dict[str, Any] = {**vars(document), "note": listing.note}
+    content: dict[str, Any] = {**document, "note": listing.note}
     if letter is not None:
         content["operation"] = letter.operation
         content["committed_at"] = _time(letter.committed_at_s)
@@ -104,13 +87,13 @@ async def _listing(config: Config, pipeline: str) -> Listing:
     state, note = await _state(config, pipeline)
     letters = {letter.name: letter for letter in read.letters}
     documents = [_held(held, letters, state) for held in state.held] if state is not None else []
-    named = {document.key for document in documents}
+    named = {document["key"] for document in documents}
     for letter in letters.values():
         waits = letter.place.offset >= taken.get(letter.place.partition, 0)
         if letter.name not in named and (waits or state is None):
             where = "not taken yet" if waits else "unknown"
             documents.append(_listed(letter, letter.dead_lettered_at_s, where, letter.message))
-    return Listing(tuple(documents), letters, note, read.left_out)
+    return Listing(documents, letters, note, read.left_out)
 
 
 async def _state(config: Config, pipeline: str) -> tuple[RetryState | None, str]:
@@ -123,7 +106,7 @@ async def _state(config: Config, pipeline: str) -> tuple[RetryState | None, str]
         return None, f"{why}. This list is Kafka's alone: what was mended since is in it"
 
 
-def _held(held: Held, letters: dict[str, DeadLetter], state: RetryState) -> Listed:
+def _held(held: Held, letters: dict[str, DeadLetter], state: RetryState) -> dict[str, Any]:
     letter = held.letter
     dead = letters.get(letter.name)
     if dead is not None and (dead.reason, dead.place) == (letter.reason, letter.place):
@@ -142,19 +125,20 @@ def _listed(
     message: str,
     attempts: int | None = None,
     next_try_at: str | None = None,
-) -> Listed:
-    return Listed(
-        key=letter.name,
-        reason=letter.reason,
-        state=state,
-        message=message,
-        dead_lettered_at=_time(at_s),
-        version=letter.version,
-        attempts=attempts,
-        next_try_at=next_try_at,
-        place=str(letter.place),
-        record=str(letter.record) if letter.record else None,
-    )
+) -> dict[str, Any]:
+    """Return a document as it is printed; `attempts` and `next_try_at` are not known without Temporal."""
+    return {
+        "key": letter.name,
+        "reason": letter.reason,
+        "state": state,
+        "message": message,
+        "dead_lettered_at": _time(at_s),
+        "version": letter.version,
+        "attempts": attempts,
+        "next_try_at": next_try_at,
+        "place": str(letter.place),
+        "record": str(letter.record) if letter.record else None,
+    }
 
 
 def _time(at_s: float) -> str:

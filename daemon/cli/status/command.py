@@ -44,11 +44,10 @@ def _show_freshness(freshness: Freshness) -> None:
     console.out.print()
     for source, behind_s in freshness.behind_s.items():
         console.out.print(f"source {source}: every change is searchable up to {behind_s:.1f} s ago")
-    rows = {"commit to searchable": freshness.commit_to_searchable_ms, **freshness.stages_ms}
     if not freshness.commit_to_searchable_ms.count:
         return
     table = console.table("last minutes, ms", "p50", "p95", "p99", "max", "changes")
+    rows = {"commit to searchable": freshness.commit_to_searchable_ms, **freshness.stages_ms}
     for name, part in rows.items():
-        figures = (f"{value:.1f}" for value in (part.p50, part.p95, part.p99, part.max))
-        table.add_row(name, *figures, f"{part.count:,}")
+        table.add_row(name, *part.figures(), f"{part.count:,}")
     console.out.print(table)

@@ -23,7 +23,7 @@ from daemon.embedding.openai.failures import (
     may_lie_in_the_texts,
     wait_s,
 )
-from daemon.embedding.openai.requests import RequestCutter, RequestLimits
+from daemon.embedding.openai.requests import RequestCutter
 from daemon.errors import ConfigError, FailureClass, RejectRow, RetryLater, SplitBatch, StopProcess
 from daemon.settings import EmbeddingSettings
 
@@ -43,13 +43,17 @@ class OpenAIEmbedder:
         """Raise ConfigError where the URL or the tokenizer cannot be used; nothing is connected yet."""
         self._settings = settings
         self._where = f"model {settings.model!r} at {settings.url}"
-        self._endpoint = _endpoint(settings.url)
-        self._prompts: dict[Prompt, str] = {
-            "document": settings.document_prompt,
-            "query": settings.query_prompt,
-        }
+        self._endpoint = settings.url.rstrip("/") + "/embeddings"
+        try:
+            httpx.URL(self._endpoint)
+        except httpx.InvalidURL as error:
+            message = f"embedding.url {settings.url!r} is no URL ({error}); write https://host/v1"
+            raise ConfigError(message) from error
+        self._prompts = {"document": settings.document_prompt, "query": settings.query_prompt}
         self._cutter = RequestCutter(
-            RequestLimits(settings.batch_texts_max, settings.request_tokens_max, settings.text_tokens_max),
+            settings.batch_texts_max,
+            settings.request_tokens_max,
+            settings.text_tokens_max,
             settings.tokenizer,
         )
         self._slots = asyncio.Semaphore(settings.requests_max)
@@ -83,10 +87,11 @@ class OpenAIEmbedder:
         """Raise StopProcess where key, model or dimension do not fit, RetryLater where the server is away."""
         if self._client is None:
             settings = self._settings
-            key = settings.api_key.get_secret_value()
+            headers = {"Content-Type": "application/json"}
+            if key := settings.api_key.get_secret_value():
+                headers["Authorization"] = f"Bearer {key}"
             self._client = httpx.AsyncClient(
-                headers={"Content-Type": "application/json"}
-                | ({"Authorization": f"Bearer {key}"} if key else {}),
+                headers=headers,
                 timeout=settings.timeout_s,
                 limits=httpx.Limits(
                     max_connections=settings.requests_max,
@@ -172,12 +177,13 @@ class OpenAIEmbedder:
         }
         if settings.request_dimension:
             body["dimensions"] = settings.dimension
+        answer: Embeddings | Failure
         try:
             # httpx bounds each step; a server that sends a byte now and then would be waited for without an end.
             async with asyncio.timeout(settings.timeout_s):
                 response = await client.post(self._endpoint, content=orjson.dumps(body))
         except TimeoutError:
-            answer: Embeddings | Failure = Failure(Cause.TIMED_OUT)
+            answer = Failure(Cause.TIMED_OUT)
         except VENDOR_ERRORS as error:
             answer = failure_of_error(error)
         else:
@@ -185,14 +191,14 @@ class OpenAIEmbedder:
                 answer = embeddings_of(response.content, len(texts), settings.dimension)
             else:
                 answer = failure_of_answer(response, time.time())
-        self._note(answer)
+        if isinstance(answer, Failure):
+            self._note(answer)
+        else:
+            self._failing = False
         return answer
 
-    def _note(self, answer: Embeddings | Failure) -> None:
-        """Return what an answer tells about the server, whichever request it was for."""
-        if not isinstance(answer, Failure):
-            self._failing = False
-            return
+    def _note(self, answer: Failure) -> None:
+        """Note what a failure tells about the server, whichever request it was for."""
         self._failing |= answer.cause is not Cause.REFUSED
         self._space_in_doubt |= answer.cause not in KEEPS_THE_MODEL
         if answer.cause in TELLS_TO_WAIT:
@@ -208,10 +214,8 @@ class OpenAIEmbedder:
     async def _confirm_space(self) -> None:
         """Raise StopProcess where another model answers than at the start; of several callers one asks."""
         async with self._confirming:
-            if self._space_in_doubt:
-                failure = await self._probe()
-                if failure is not None:
-                    raise failure_class(failure, texts=0, where=self._where)
+            if self._space_in_doubt and (failure := await self._probe()) is not None:
+                raise failure_class(failure, texts=0, where=self._where)
 
     async def _probe(self) -> Failure | None:
         answer = await self._post(PROBE)
@@ -251,23 +255,12 @@ class OpenAIEmbedder:
         return verdict
 
 
-def _endpoint(url: str) -> str:
-    endpoint = url.rstrip("/") + "/embeddings"
-    try:
-        httpx.URL(endpoint)
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"embedding.url {url!r} is no URL ({error}); write https://host/v1") from error
-    return endpoint
-
-
 def _gravest(failures: Sequence[BaseException], texts: int) -> BaseException:
     """Return the failure that decides a call: what is no verdict, what ends the process, what to wait for."""
-    for failure in failures:
-        if not isinstance(failure, FailureClass):
-            return failure
-    for failure in failures:
-        if isinstance(failure, StopProcess):
-            return failure
+    no_verdicts = [failure for failure in failures if not isinstance(failure, FailureClass)]
+    stops = [failure for failure in failures if isinstance(failure, StopProcess)]
+    if no_verdicts or stops:
+        return [*no_verdicts, *stops][0]
     waits = [failure for failure in failures if isinstance(failure, RetryLater)]
     if waits:
         return max(waits, key=lambda failure: failure.retry_after_s)

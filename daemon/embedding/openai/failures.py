@@ -57,23 +57,17 @@ TELLS_TO_WAIT = {Cause.UNAVAILABLE, Cause.RATE_LIMITED, Cause.OUT_OF_CREDIT}
 """These concern all requests, not only the one that failed."""
 
 VENDOR_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
-CAUSE_BY_ERROR: dict[type[Exception], Cause] = {
-    httpx.ConnectError: Cause.UNREACHABLE,
-    httpx.ReadError: Cause.UNREACHABLE,
-    httpx.WriteError: Cause.UNREACHABLE,
-    httpx.CloseError: Cause.UNREACHABLE,
-    # A kept connection that the server closed at the moment it was used again.
-    httpx.RemoteProtocolError: Cause.UNREACHABLE,
-    httpx.LocalProtocolError: Cause.UNREACHABLE,
-    httpx.ProxyError: Cause.UNREACHABLE,
-    httpx.ConnectTimeout: Cause.UNREACHABLE,
-    httpx.PoolTimeout: Cause.UNREACHABLE,
-    httpx.ReadTimeout: Cause.TIMED_OUT,
-    httpx.WriteTimeout: Cause.TIMED_OUT,
-    httpx.DecodingError: Cause.MALFORMED,
-    httpx.UnsupportedProtocol: Cause.NOT_FOUND,
-    httpx.TooManyRedirects: Cause.NOT_FOUND,
-}
+# RemoteProtocolError is of a kept connection that the server closed at the moment it was used again.
+CAUSE_BY_ERROR: dict[type[Exception], Cause] = (
+    dict.fromkeys(
+        (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.CloseError), Cause.UNREACHABLE
+    )
+    | dict.fromkeys((httpx.RemoteProtocolError, httpx.LocalProtocolError), Cause.UNREACHABLE)
+    | dict.fromkeys((httpx.ProxyError, httpx.ConnectTimeout, httpx.PoolTimeout), Cause.UNREACHABLE)
+    | dict.fromkeys((httpx.ReadTimeout, httpx.WriteTimeout), Cause.TIMED_OUT)
+    | dict.fromkeys((httpx.DecodingError,), Cause.MALFORMED)
+    | dict.fromkeys((httpx.UnsupportedProtocol, httpx.TooManyRedirects), Cause.NOT_FOUND)
+)
 CAUSE_BY_STATUS = (
     # Redirects are not followed: the key would go where nobody sent it.
     dict.fromkeys((300, 301, 302, 303, 304, 305, 307, 308), Cause.NOT_FOUND)
@@ -130,11 +124,8 @@ def _error_of(content: bytes) -> tuple[str, str]:
     if not isinstance(error, dict):
         return "", error if isinstance(error, str) else ""
     codes = [code for code in (error.get("code"), error.get("type")) if isinstance(code, str)]
-    message = error.get("message")
-    return (
-        next((code for code in codes if _CODE.fullmatch(code)), ""),
-        message if isinstance(message, str) else "",
-    )
+    code, message = next(filter(_CODE.fullmatch, codes), ""), error.get("message")
+    return code, message if isinstance(message, str) else ""
 
 
 def may_lie_in_the_texts(failure: Failure, texts: int) -> bool:
@@ -166,33 +157,30 @@ def failure_class(failure: Failure, *, texts: int, where: str, tries: int = 0) -
             f"{what} {tries} times for this one text and not for another; {_REMEDIES_OF_A_TEXT}",
             _REASONS[cause],
         )
-    return RetryLater(f"{what}; {_REMEDIES[cause]}", wait_s(failure))
+    return RetryLater(f"{what}; is tried again{_RETRIES[cause][1]}", wait_s(failure))
 
 
 def wait_s(failure: Failure) -> float:
     """Return for how long no request should be sent."""
-    return _WAITS_S[failure.cause] if failure.retry_after_s is None else failure.retry_after_s
+    return _RETRIES[failure.cause][0] if failure.retry_after_s is None else failure.retry_after_s
 
 
-_WAITS_S = {
-    Cause.UNREACHABLE: 0.2,
-    Cause.UNAVAILABLE: 1.0,
-    Cause.RATE_LIMITED: 1.0,
-    Cause.OUT_OF_CREDIT: 60.0,
-    Cause.TIMED_OUT: 0.2,
-    Cause.FAILED: 0.5,
-    Cause.MALFORMED: 1.0,
-    Cause.NOT_FINITE: 1.0,
-}
-_REMEDIES = {
-    Cause.UNREACHABLE: "is tried again; check [embedding] url and that the server runs",
-    Cause.UNAVAILABLE: "is tried again when it says; look at the server, or at its status page",
-    Cause.RATE_LIMITED: "is tried again when it says; raise the account's limits, or lower [embedding] requests_max",
-    Cause.OUT_OF_CREDIT: "is tried again each minute; add credit at the provider",
-    Cause.TIMED_OUT: "is tried again; look at the server's load, or raise [embedding] timeout_s",
-    Cause.FAILED: "is tried again; look at the server's log, or at its status page",
-    Cause.MALFORMED: "is tried again; check that [embedding] url is the base of an OpenAI-compatible API, often .../v1",
-    Cause.NOT_FINITE: "is tried again; look at the server's log, its model gives no numbers",
+# The wait in seconds where the server tells none; when it is tried again, and what to do where that does not help.
+_RETRIES = {
+    Cause.UNREACHABLE: (0.2, "; check [embedding] url and that the server runs"),
+    Cause.UNAVAILABLE: (1.0, " when it says; look at the server, or at its status page"),
+    Cause.RATE_LIMITED: (
+        1.0,
+        " when it says; raise the account's limits, or lower [embedding] requests_max",
+    ),
+    Cause.OUT_OF_CREDIT: (60.0, " each minute; add credit at the provider"),
+    Cause.TIMED_OUT: (0.2, "; look at the server's load, or raise [embedding] timeout_s"),
+    Cause.FAILED: (0.5, "; look at the server's log, or at its status page"),
+    Cause.MALFORMED: (
+        1.0,
+        "; check that [embedding] url is the base of an OpenAI-compatible API, often .../v1",
+    ),
+    Cause.NOT_FINITE: (1.0, "; look at the server's log, its model gives no numbers"),
 }
 _REMEDIES_OF_SETTINGS = {
     Cause.DENIED: "check [embedding] api_key, and that it may use this model",
@@ -218,7 +206,6 @@ WAIT_S_MAX = 600.0
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_LIMITED = ("requests", "tokens")
 
 
 def told_wait_s(headers: Mapping[str, str], now_s: float) -> float | None:
@@ -229,8 +216,7 @@ def told_wait_s(headers: Mapping[str, str], now_s: float) -> float | None:
         now_s: the time of day, for a date where the answer has none of its own.
     """
     told_s = _retry_after_s(headers, now_s)
-    if told_s is None:
-        told_s = _reset_s(headers)
+    told_s = _reset_s(headers) if told_s is None else told_s
     return None if told_s is None else min(max(told_s, 0.0), WAIT_S_MAX)
 
 
@@ -256,19 +242,14 @@ def _date_s(value: str) -> float | None:
 
 def _reset_s(headers: Mapping[str, str]) -> float | None:
     """Return when the exhausted limits are whole again; the nearest one where none is told to be exhausted."""
-    resets_s = {}
-    for limit in _LIMITED:
+    resets_s, exhausted_s = [], []
+    for limit in ("requests", "tokens"):
         reset_s = _duration_s(headers.get(f"x-ratelimit-reset-{limit}", ""))
         if reset_s is not None:
-            resets_s[limit] = reset_s
-    if not resets_s:
-        return None
-    exhausted = [
-        reset_s
-        for limit, reset_s in resets_s.items()
-        if headers.get(f"x-ratelimit-remaining-{limit}", "").strip() == "0"
-    ]
-    return max(exhausted) if exhausted else min(resets_s.values())
+            resets_s.append(reset_s)
+            if headers.get(f"x-ratelimit-remaining-{limit}", "").strip() == "0":
+                exhausted_s.append(reset_s)
+    return max(exhausted_s) if exhausted_s else min(resets_s, default=None)
 
 
 def _duration_s(value: str) -> float | None:

@@ -7,10 +7,6 @@ import grpc.aio  # type: ignore[import-untyped]
 
 from daemon.errors import FailureClass, RejectRow, RetryLater, SplitBatch
 
-RETRY_OVERLOADED_S = 0.05
-RETRY_UNREACHABLE_S = 0.2
-RETRY_BROKEN_S = 0.5
-
 
 class TritonCause(Enum):
     """Why a call failed."""
@@ -25,27 +21,17 @@ class TritonCause(Enum):
     DENIED = "denied access"
 
 
-CAUSE_BY_CODE = {
-    grpc.StatusCode.INVALID_ARGUMENT: TritonCause.REFUSED,
-    # A message over the size limit of either side.
-    grpc.StatusCode.RESOURCE_EXHAUSTED: TritonCause.REFUSED,
-    grpc.StatusCode.OUT_OF_RANGE: TritonCause.REFUSED,
-    grpc.StatusCode.NOT_FOUND: TritonCause.NOT_LOADED,
-    grpc.StatusCode.DEADLINE_EXCEEDED: TritonCause.TIMED_OUT,
-    grpc.StatusCode.UNAVAILABLE: TritonCause.UNREACHABLE,
-    grpc.StatusCode.CANCELLED: TritonCause.UNREACHABLE,
-    grpc.StatusCode.ABORTED: TritonCause.UNREACHABLE,
-    grpc.StatusCode.INTERNAL: TritonCause.MODEL_FAILED,
-    grpc.StatusCode.UNKNOWN: TritonCause.MODEL_FAILED,
-    grpc.StatusCode.DATA_LOSS: TritonCause.MODEL_FAILED,
-    grpc.StatusCode.FAILED_PRECONDITION: TritonCause.MODEL_FAILED,
-    grpc.StatusCode.ALREADY_EXISTS: TritonCause.MODEL_FAILED,
-    grpc.StatusCode.UNIMPLEMENTED: TritonCause.DENIED,
-    grpc.StatusCode.PERMISSION_DENIED: TritonCause.DENIED,
-    grpc.StatusCode.UNAUTHENTICATED: TritonCause.DENIED,
-}
-
-
+_Code = grpc.StatusCode
+# RESOURCE_EXHAUSTED: a message over the size limit of either side.
+CAUSE_BY_CODE = (
+    dict.fromkeys((_Code.INVALID_ARGUMENT, _Code.RESOURCE_EXHAUSTED, _Code.OUT_OF_RANGE), TritonCause.REFUSED)
+    | dict.fromkeys((_Code.NOT_FOUND,), TritonCause.NOT_LOADED)
+    | dict.fromkeys((_Code.DEADLINE_EXCEEDED,), TritonCause.TIMED_OUT)
+    | dict.fromkeys((_Code.UNAVAILABLE, _Code.CANCELLED, _Code.ABORTED), TritonCause.UNREACHABLE)
+    | dict.fromkeys((_Code.INTERNAL, _Code.UNKNOWN, _Code.DATA_LOSS), TritonCause.MODEL_FAILED)
+    | dict.fromkeys((_Code.FAILED_PRECONDITION, _Code.ALREADY_EXISTS), TritonCause.MODEL_FAILED)
+    | dict.fromkeys((_Code.UNIMPLEMENTED, _Code.PERMISSION_DENIED, _Code.UNAUTHENTICATED), TritonCause.DENIED)
+)
 VENDOR_ERRORS = (grpc.RpcError, grpc.aio.BaseError)
 
 
@@ -81,24 +67,20 @@ def failure_of(cause: TritonCause, *, texts: int, model_alive: bool, where: str)
         return SplitBatch(
             f"{where} {cause.value} for {texts} texts; halves of it may pass, else raise [embedding] timeout_s"
         )
-    return RetryLater(f"{where} {cause.value}; {_REMEDIES[cause]}", retry_after_s=_WAITS_S[cause])
+    after_s, remedy = _RETRIES[cause]
+    return RetryLater(f"{where} {cause.value}; is tried again; {remedy}", retry_after_s=after_s)
 
 
-_WAITS_S = {
-    TritonCause.UNREACHABLE: RETRY_UNREACHABLE_S,
-    TritonCause.OVERLOADED: RETRY_OVERLOADED_S,
-    TritonCause.TIMED_OUT: RETRY_UNREACHABLE_S,
-    TritonCause.NOT_LOADED: RETRY_BROKEN_S,
-    TritonCause.STUB_DEAD: RETRY_BROKEN_S,
-    TritonCause.MODEL_FAILED: RETRY_BROKEN_S,
-    TritonCause.DENIED: RETRY_BROKEN_S,
-}
-_REMEDIES = {
-    TritonCause.UNREACHABLE: "is tried again; check [embedding] url and that Triton runs",
-    TritonCause.OVERLOADED: "is tried again; lower [embedding] requests_max if it stays so",
-    TritonCause.TIMED_OUT: "is tried again; look at Triton's load and log",
-    TritonCause.NOT_LOADED: "is tried again; load the model, or start Triton with --load-model",
-    TritonCause.STUB_DEAD: "is tried again; restart Triton if it stays so (explicit model control lets livevec reload)",
-    TritonCause.MODEL_FAILED: "is tried again; look at Triton's log",
-    TritonCause.DENIED: "is tried again; check the access rules in front of Triton",
+# The wait in seconds, and what to do where waiting does not help.
+_RETRIES = {
+    TritonCause.UNREACHABLE: (0.2, "check [embedding] url and that Triton runs"),
+    TritonCause.OVERLOADED: (0.05, "lower [embedding] requests_max if it stays so"),
+    TritonCause.TIMED_OUT: (0.2, "look at Triton's load and log"),
+    TritonCause.NOT_LOADED: (0.5, "load the model, or start Triton with --load-model"),
+    TritonCause.STUB_DEAD: (
+        0.5,
+        "restart Triton if it stays so (explicit model control lets livevec reload)",
+    ),
+    TritonCause.MODEL_FAILED: (0.5, "look at Triton's log"),
+    TritonCause.DENIED: (0.5, "check the access rules in front of Triton"),
 }

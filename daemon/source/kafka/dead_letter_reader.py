@@ -16,6 +16,7 @@ from daemon.source.record import Coordinates, Record
 _ANSWER_S = 10.0
 _POLL_S = 0.1
 _GONE = (
+    KafkaError._PARTITION_EOF,
     KafkaError._AUTO_OFFSET_RESET,
     KafkaError.OFFSET_OUT_OF_RANGE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -114,9 +115,7 @@ def read_letters(settings: KafkaSettings, topic: str, count_max: int) -> Letters
             low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), _ANSWER_S)
             start = max(low, high - count_max)
             left_out += start - low
-            letters += [
-                parse(record) for record in _until(consumer, Coordinates(topic, partition, start), high)
-            ]
+            letters += map(parse, _until(consumer, Coordinates(topic, partition, start), high))
     return Letters(tuple(sorted(letters, key=lambda letter: letter.dead_lettered_at_s)), left_out)
 
 
@@ -178,7 +177,7 @@ def _until(consumer: Consumer, start: Coordinates, end: int) -> Iterator[Record]
             continue
         error = message.error()
         if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF or error.code() in _GONE:
+            if error.code() in _GONE:
                 return
             if not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
                 raise StopProcess(

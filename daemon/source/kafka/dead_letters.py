@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 from confluent_kafka import KafkaError, Message, Producer
@@ -20,31 +21,21 @@ _POLL_S = 0.5
 _FLUSH_S = 5
 
 
+@dataclass(frozen=True, slots=True)
 class DeadLetterTopic:
     """Writes the dead letters of one pipeline. The text of a row is only written if the pipeline allows it.
 
-    Args:
-        producer: shared by the process.
-        topic: the dead-letter topic.
-        pipeline: its name.
+    Attributes:
         keep_bytes: also write the original record's value.
         key_columns: the primary key's, for rows that were read from the table and have no record; its values stand
             as text in the dead letter's key.
     """
 
-    def __init__(
-        self,
-        producer: "DeadLetterProducer",
-        topic: str,
-        pipeline: str,
-        keep_bytes: bool,
-        key_columns: Sequence[str] = (),
-    ) -> None:
-        self._producer = producer
-        self._key_columns = tuple(key_columns)
-        self.topic = topic
-        self._pipeline = pipeline
-        self._keep_bytes = keep_bytes
+    producer: "DeadLetterProducer"
+    topic: str
+    pipeline: str
+    keep_bytes: bool
+    key_columns: Sequence[str] = ()
 
     async def put(self, refusal: Refusal, error: RejectRow) -> None:
         """Write a dead letter, and return once the broker has it.
@@ -57,13 +48,12 @@ class DeadLetterTopic:
             StopProcess: the topic is missing or forbidden, or takes not even the letter without the record's bytes.
         """
         record = refusal.record if isinstance(refusal.record, Record) else None
-        version = refusal.version
         headers: dict[str, str] = {
-            "livevec.pipeline": self._pipeline,
+            "livevec.pipeline": self.pipeline,
             "livevec.document": refusal.id,
             "livevec.reason": error.reason,
             "livevec.message": str(error),
-            "livevec.version": version.encode() if version else "",
+            "livevec.version": refusal.version.encode() if refusal.version else "",
             "livevec.topic": record.topic if record else "",
             "livevec.partition": str(record.partition) if record else "",
             "livevec.offset": str(record.offset) if record else "",
@@ -72,21 +62,21 @@ class DeadLetterTopic:
             "livevec.dead_lettered_at_s": f"{time.time():.6f}",
         }
         key = record.key if record else self._row_key(refusal.id)
-        value = record.value if record and self._keep_bytes else None
+        value = record.value if record and self.keep_bytes else None
         try:
-            await self._producer.send(self.topic, key, value, headers)
+            await self.producer.send(self.topic, key, value, headers)
         except RecordTooLarge:
             if value is None:
                 raise
             headers["livevec.bytes_left_out"] = str(len(value))
-            await self._producer.send(self.topic, key, None, headers)
+            await self.producer.send(self.topic, key, None, headers)
 
     def _row_key(self, identifier: str) -> bytes:
         """Return the key of a row that was read from the table, as Debezium would write it but for its types."""
-        if not self._key_columns:
+        if not self.key_columns:
             return identifier.encode()
-        values = document_key(identifier, len(self._key_columns))
-        return orjson.dumps(dict(zip(self._key_columns, values, strict=True)))
+        values = document_key(identifier, len(self.key_columns))
+        return orjson.dumps(dict(zip(self.key_columns, values, strict=True)))
 
 
 class DeadLetterProducer:

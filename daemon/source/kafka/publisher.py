@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -14,13 +13,6 @@ from daemon.source.kafka.failures import translated
 from daemon.source.kafka.reader import LibrdkafkaLog
 
 _QUEUE_FULL_POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """acknowledged_s: from the call until the broker had it, one for each event."""
-
-    acknowledged_s: tuple[float, ...]
 
 
 def publisher_settings(settings: KafkaSettings) -> dict[str, Any]:
@@ -45,13 +37,14 @@ def publisher_settings(settings: KafkaSettings) -> dict[str, Any]:
 
 def publish(
     settings: KafkaSettings, topic: str, events: Iterable[tuple[str, dict[str, Any] | None]]
-) -> Published:
+) -> list[float]:
     """Write events and wait until the broker has all of them.
 
     Args:
-        settings: of Kafka.
-        topic: to write to.
         events: (id, object); None deletes.
+
+    Returns:
+        The seconds from the call until the broker had it, of each event.
 
     Raises:
         LivevecError: the broker refused one; those before it may be written.
@@ -84,4 +77,4 @@ def publish(
     producer.flush()
     if failed:
         raise LivevecError(f"Kafka refused an event for {topic} ({failed[0].str()}); does the topic exist?")
-    return Published(tuple(took_s))
+    return took_s

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -31,42 +31,29 @@ log = structlog.get_logger(__name__)
 
 
 class Listener(Protocol):
-    """What the consumer tells; every method runs in the event loop."""
+    """Takes what the consumer reads and what happens to its partitions; every method runs in the event loop."""
 
     def received(self, records: Sequence[Record], seeks: int) -> None:
-        """Records in order; `seeks` counts the calls of `seek` that were made before they were read."""
-        ...
+        """Take records in order; `seeks` counts the calls of `seek` that were made before they were read."""
 
     async def assigned(self, committed: Mapping[Partition, int | None]) -> Mapping[Partition, int | None]:
-        """The offset to start each partition from (None: its beginning), given what the group has committed."""
-        ...
+        """Return the offset to start each partition from (None: its beginning), given what the group has committed."""
 
     async def revoking(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
-        """Finish or abandon the work of these partitions; answers the offsets to commit."""
-        ...
+        """Finish or abandon the work of these partitions; return the offsets to commit."""
 
     def lost(self, partitions: Sequence[Partition]) -> None:
-        """The partitions are another's already: forget them, commit nothing."""
-        ...
+        """Forget partitions that are another's already, and commit nothing."""
 
     def gap(self, partition: Partition, reason: str) -> None:
-        """Records that were never read are gone (retention, a recreated topic)."""
-        ...
+        """Note that records that were never read are gone (retention, a recreated topic)."""
 
     def failed(self, error: BaseException) -> None:
-        """The thread cannot go on."""
-        ...
+        """Take the error for which the thread cannot go on."""
 
 
 class KafkaReader:
-    """Reads topics for one consumer group.
-
-    Args:
-        settings: of Kafka.
-        topics: to subscribe.
-        listener: see `Listener`.
-        loop: the event loop of the listener.
-    """
+    """Reads topics for one consumer group, and tells a listener in its event loop."""
 
     def __init__(
         self,
@@ -103,7 +90,11 @@ class KafkaReader:
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commit the next offsets to read; a failure shows in the log and the next commit repeats it."""
-        self._calls.put(lambda: self._commit(offsets))
+        self._calls.put(
+            lambda: self._commit(
+                {p: offset for p, offset in offsets.items() if p in self._assignment}, asynchronous=True
+            )
+        )
 
     def seek(self, offsets: Mapping[Partition, int | None]) -> None:
         """Read these partitions again from these offsets (None: the beginning)."""
@@ -155,7 +146,7 @@ class KafkaReader:
                 self._loop.call_soon_threadsafe(self._listener.failed, error)
 
     def _read(self) -> bool:
-        """Hand over what there is; whether there was anything."""
+        """Hand over the records that are there; return whether there were any."""
         # consume(n, t) waits the whole t for n records; one poll, then what is there already, does not.
         first = self._consumer.poll(_POLL_S)
         if first is None:
@@ -210,11 +201,11 @@ class KafkaReader:
         for held, call in ((True, self._consumer.pause), (False, self._consumer.resume)):
             call([TopicPartition(*p) for p in self._assignment if (p[0] in topics) == held])
 
-    def _commit(self, offsets: Mapping[Partition, int]) -> None:
-        owned = [TopicPartition(*p, offset) for p, offset in offsets.items() if p in self._assignment]
-        if owned:
+    def _commit(self, offsets: Mapping[Partition, int], asynchronous: bool) -> None:
+        if offsets:
+            positions = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
             try:
-                self._consumer.commit(offsets=owned, asynchronous=True)
+                cast(Any, self._consumer).commit(offsets=positions, asynchronous=asynchronous)
             except KafkaException as error:
                 log.warning("commit_failed", error=str(error))
 
@@ -256,13 +247,7 @@ class KafkaReader:
         names = [(p.topic, p.partition) for p in partitions]
         offsets = self._wait(self._listener.revoking(names), {})
         self._assignment -= set(names)
-        if offsets:
-            try:
-                consumer.commit(
-                    offsets=[TopicPartition(*p, offset) for p, offset in offsets.items()], asynchronous=False
-                )
-            except KafkaException as error:
-                log.warning("commit_failed", error=str(error))
+        self._commit(offsets, asynchronous=False)
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

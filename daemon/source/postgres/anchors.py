@@ -5,35 +5,32 @@ each start and each hour: between two, fewer than 2^31 xids may pass.
 """
 
 from bisect import insort
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from daemon.core.version import Anchor, widen_xid
 from daemon.errors import StopPipeline
 from daemon.index.connection import Client, translated
-from daemon.index.layout import anchors_key
-
-
-class AnchorSource(Protocol):
-    async def anchor(self) -> Anchor: ...
+from daemon.index.layout import source_key
+from daemon.source.postgres.reader import PostgresReader
 
 
 class XidAnchors:
     """The anchors of one source."""
 
     def __init__(self, client: Client, source: str) -> None:
-        self._client = client
-        self._key = anchors_key(source)
+        self._client = cast(Any, client)
+        self._key = source_key(source, "anchors")
         self._source = source
         self._anchors: list[Anchor] = []
 
     async def load(self, era: int) -> bool:
-        """Read the stored anchors; answers whether there are any of that era."""
+        """Read the stored anchors; return whether there are any of that era."""
         with translated():
-            stored = await cast(Any, self._client).smembers(self._key)
+            stored = await self._client.smembers(self._key)
         self._anchors = sorted(Anchor(*map(int, text.split(b":"))) for text in stored)
         return any(anchor.era == era for anchor in self._anchors)
 
-    async def add(self, source: AnchorSource) -> None:
+    async def add(self, source: PostgresReader) -> None:
         """Take an anchor now, and store it."""
         anchor = await source.anchor()
         if anchor not in self._anchors:
@@ -45,7 +42,7 @@ class XidAnchors:
         if self._anchors:
             texts = [f"{anchor.era}:{anchor.lsn}:{anchor.xid}" for anchor in self._anchors]
             with translated():
-                await cast(Any, self._client).sadd(self._key, *texts)
+                await self._client.sadd(self._key, *texts)
 
     def widen(self, xid: int, era: int, lsn: int) -> int:
         """Widen an xid, see `core.version.widen_xid`.

@@ -48,11 +48,8 @@ def failure(error: psycopg.Error, what: str) -> FailureClass:
         return RetryLater(f"{what}: PostgreSQL cannot be reached: {_one_line(str(error))}", _AWAY_S)
     if state[:2] in _RETRIED_CLASSES:
         return RetryLater(f"{what}: {_message(error)} ({state})", _RETRIED_CLASSES[state[:2]])
-    remedy = (
-        _REMEDIES.get(state)
-        or _REMEDIES.get(state[:2])
-        or "see PostgreSQL's log, then start the daemon again"
-    )
+    otherwise = "see PostgreSQL's log, then start the daemon again"
+    remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2], otherwise)
     return StopPipeline(f"{what}: {_message(error)} ({state}); {remedy}")
 
 
@@ -83,20 +80,15 @@ def refusal_of_read(error: Exception) -> RejectRow | None:
 
     The messages name no value: drivers quote them.
     """
-    if not isinstance(error, FailureClass):
-        return RejectRow(
-            f"a value of this row cannot be read ({type(error).__name__}); correct the row", "unreadable"
-        )
     cause = error.__cause__
     state = (cause.sqlstate or "") if isinstance(cause, psycopg.Error) else ""
-    if isinstance(cause, psycopg.DataError) or state[:2] in ("XX", "54"):
-        return RejectRow(
-            f"PostgreSQL cannot give this row ({type(cause).__name__}, {state or 'no SQLSTATE'}); "
-            "correct the row, or --where",
-            "unreadable",
-        )
-    if state == "57014":
-        return RejectRow(
-            "PostgreSQL does not give this row in time; raise the source's timeout_s", "unreadable"
-        )
-    return None
+    if not isinstance(error, FailureClass):
+        message = f"a value of this row cannot be read ({type(error).__name__}); correct the row"
+    elif isinstance(cause, psycopg.DataError) or state[:2] in ("XX", "54"):
+        kind = f"{type(cause).__name__}, {state or 'no SQLSTATE'}"
+        message = f"PostgreSQL cannot give this row ({kind}); correct the row, or --where"
+    elif state == "57014":
+        message = "PostgreSQL does not give this row in time; raise the source's timeout_s"
+    else:
+        return None
+    return RejectRow(message, "unreadable")

@@ -6,13 +6,14 @@ say that it is one.
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
 
 from daemon.errors import ConfigError, StopPipeline, StopProcess
 from daemon.index.connection import Client, translated
-from daemon.index.layout import identity_key, partitions_key
+from daemon.index.layout import pipeline_key, source_key
 from daemon.settings import PostgresSource
 from daemon.source.postgres.reader import PostgresReader
 
@@ -23,13 +24,13 @@ Identity = dict[str, Any]
 """system, timeline, database and era, as they are kept in Redis; an older build kept no database."""
 
 
+@dataclass(frozen=True, slots=True)
 class IdentityWatch:
     """Watches the identity of one source, kept in Redis beside the data."""
 
-    def __init__(self, client: Client, reader: PostgresReader, source: PostgresSource) -> None:
-        self._client = client
-        self._reader = reader
-        self._source = source
+    client: Client
+    reader: PostgresReader
+    source: PostgresSource
 
     async def check(self, mark: Mark) -> None:
         """Compare with what was seen last; where an era began since, mark that first, and then note the identity.
@@ -40,13 +41,13 @@ class IdentityWatch:
             StopProcess: history may be lost, and the era is still the old one.
             FailureClass: the source or Redis failed.
         """
-        now = await _identity(self._reader, self._source)
-        stored = await _stored(self._client, self._source)
+        now = await _identity(self.reader, self.source)
+        stored = await _stored(self.client, self.source)
         before = now if stored is None else {**now, **stored}
         moved = _is_another(before, now)
         if now["era"] < before["era"] or (moved and now["era"] == before["era"]):
             raise StopProcess(
-                f"source {self._source.name!r} is now {_text(now)}; its log was read from {_text(before)}. Changes "
+                f"source {self.source.name!r} is now {_text(now)}; its log was read from {_text(before)}. Changes "
                 f"that were read may not exist there. Set the source's `era` to {before['era'] + 1} in daemon.toml, "
                 "run `livevec connector apply`, start the daemon again and run `livevec verify --repair`"
             )
@@ -54,7 +55,7 @@ class IdentityWatch:
             await mark("era_began")
         if stored != now:
             with translated():
-                await cast(Any, self._client).set(identity_key(self._source.name), orjson.dumps(now))
+                await cast(Any, self.client).set(source_key(self.source.name, "identity"), orjson.dumps(now))
 
 
 async def check_same_source(client: Client, reader: PostgresReader, source: PostgresSource) -> None:
@@ -84,7 +85,7 @@ async def check_partitions(client: Client, pipeline: str, topic: str, partitions
     Raises:
         StopPipeline: it has others now.
     """
-    key = partitions_key(pipeline)
+    key = pipeline_key(pipeline, "partitions")
     with translated():
         await cast(Any, client).set(key, partitions, nx=True)
         before = int(await cast(Any, client).get(key))
@@ -107,7 +108,7 @@ async def _identity(reader: PostgresReader, source: PostgresSource) -> Identity:
 
 async def _stored(client: Client, source: PostgresSource) -> Identity | None:
     with translated():
-        stored = await cast(Any, client).get(identity_key(source.name))
+        stored = await cast(Any, client).get(source_key(source.name, "identity"))
     return cast(Identity, orjson.loads(stored)) if stored else None
 
 

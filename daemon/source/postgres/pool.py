@@ -6,11 +6,12 @@ attempts that go on by themselves. `daemon.patience` retries here, with the reas
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
+from psycopg.abc import Params
 
 from daemon.errors import StopPipeline
 from daemon.settings import PostgresSource
@@ -22,7 +23,7 @@ CONNECTIONS_MAX = 2
 
 
 class Pool:
-    """Connections in autocommit mode, with the session in which `postgres_values` holds, to a primary."""
+    """Connections to a primary, in autocommit mode, with the session in which `values` holds."""
 
     def __init__(self, source: PostgresSource) -> None:
         self._source = source
@@ -98,7 +99,7 @@ class Pool:
         return connection
 
 
-async def one_row(connection: Connection, query: str, parameters: Mapping[str, object] | None = None) -> Any:
+async def one_row(connection: Connection, query: str | sql.Composed, parameters: Params | None = None) -> Any:
     """Return the only row of a query."""
     row = await (await connection.execute(query, parameters)).fetchone()
     assert row is not None
@@ -106,7 +107,7 @@ async def one_row(connection: Connection, query: str, parameters: Mapping[str, o
 
 
 async def one_value(
-    connection: Connection, query: str, parameters: Mapping[str, object] | None = None
+    connection: Connection, query: str | sql.Composed, parameters: Params | None = None
 ) -> Any:
     """Return the only value of a query."""
     return (await one_row(connection, query, parameters))[0]

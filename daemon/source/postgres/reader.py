@@ -6,8 +6,8 @@ reader's snapshot. Only a primary is read: a standby's snapshot does not say whi
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import AsyncCursor, sql
@@ -17,17 +17,8 @@ from daemon.core.version import Anchor, SnapshotVersion
 from daemon.errors import StopPipeline
 from daemon.settings import PostgresSource
 from daemon.source.postgres.pool import Pool, one_row, one_value
-from daemon.source.postgres.schema import ColumnInfo, TableSchema, read_schema
+from daemon.source.postgres.schema import TableSchema, read_schema
 from daemon.source.postgres.values import Codec
-
-__all__ = [
-    "BlockingTransaction",
-    "ColumnInfo",
-    "PostgresReader",
-    "SnapshotRows",
-    "SourceIdentity",
-    "TableSchema",
-]
 
 _XID_MODULUS = 1 << 32
 _SAMPLE_ROWS_PER_RANGE = 1_000
@@ -99,11 +90,7 @@ class PostgresReader:
         await self._pool.close()
 
     async def schema(self, table: str) -> TableSchema:
-        """Read the schema of a table as it is now.
-
-        Args:
-            table: `schema.table`.
-        """
+        """Read the schema of `schema.table` as it is now."""
         async with self._pool.connection() as connection:
             return await read_schema(connection, table, self._source.publication_name)
 
@@ -127,11 +114,7 @@ class PostgresReader:
         read = await self._rows(table, columns, condition, sql.SQL(""), literals)
         # Equal by the type's operator is not equal by text: numeric 1.0 and 1.00, citext a and A.
         keys_asked_for = set(keys)
-        return SnapshotRows(
-            read.version,
-            tuple(row for row in read.rows if table.key_of(row) in keys_asked_for),
-            read.read_at_s,
-        )
+        return replace(read, rows=tuple(row for row in read.rows if table.key_of(row) in keys_asked_for))
 
     async def chunk(
         self,
@@ -165,19 +148,17 @@ class PostgresReader:
     async def barrier(
         self, on_wait: Callable[[list[BlockingTransaction]], None], poll_s: float
     ) -> SnapshotVersion:
-        """Wait until every transaction that was running has ended; answers a snapshot that sees them all.
+        """Wait until every transaction that was running has ended; return a snapshot that sees them all.
 
         Args:
             on_wait: gets what is waited for, at each look.
             poll_s: time between two looks.
         """
         begun = await self.barrier_begun()
-        while True:
-            result = await self.barrier_passed(begun)
-            if isinstance(result, SnapshotVersion):
-                return result
+        while not isinstance(result := await self.barrier_passed(begun), SnapshotVersion):
             on_wait(result)
             await asyncio.sleep(poll_s)
+        return result
 
     async def barrier_begun(self) -> int:
         """Return a transaction id newer than all that run now: that of a transaction of its own, which has ended."""
@@ -218,16 +199,13 @@ class PostgresReader:
 
     async def count_estimate(self, table: TableSchema) -> int:
         """Return about how many rows there are, from the statistics, or from its size where none were taken yet."""
+        query = (
+            "SELECT coalesce(sum(CASE WHEN c.reltuples < 0 THEN pg_relation_size(c.oid) / 100 ELSE c.reltuples END), 0)"
+            "::int8 FROM pg_class c WHERE (c.oid = %(oid)s AND c.relkind = 'r')"
+            " OR c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid) WHERE isleaf)"
+        )
         async with self._pool.connection() as connection:
-            return int(
-                await one_value(
-                    connection,
-                    "SELECT coalesce(sum(CASE WHEN c.reltuples < 0 THEN pg_relation_size(c.oid) / 100 ELSE c.reltuples"
-                    " END), 0)::int8 FROM pg_class c WHERE (c.oid = %(oid)s AND c.relkind = 'r')"
-                    " OR c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid) WHERE isleaf)",
-                    {"oid": table.oid},
-                )
-            )
+            return int(await one_value(connection, query, {"oid": table.oid}))
 
     async def matching_estimate(
         self, table: TableSchema, where: str | None, after: tuple[str, ...] | None
@@ -240,10 +218,8 @@ class PostgresReader:
         condition, parameters = self._condition(table, after, None, where, inclusive=True)
         query = sql.SQL("EXPLAIN (FORMAT JSON) SELECT 1 FROM {} WHERE {}").format(table.identifier, condition)
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(query, parameters)
-            shown = await cursor.fetchone()
-        assert shown is not None
-        return int(shown[0][0]["Plan"]["Plan Rows"])
+            [explained] = await one_value(connection, query, parameters)
+        return int(explained["Plan"]["Plan Rows"])
 
     async def key_ranges(self, table: TableSchema, parts: int) -> list[tuple[str, ...]]:
         """Return keys that cut the table into about equal parts, ascending, at most `parts - 1`; from a sample.
@@ -339,12 +315,12 @@ class PostgresReader:
                 " ORDER BY coalesce(l.pid::text, p.gid), age(l.transactionid) DESC"
             )
             rows = await cursor.fetchall()
-        found = []
-        for xid, *facts in rows:
-            behind = (passed - xid) % _XID_MODULUS
-            if behind < _XID_MODULUS // 2:
-                found.append(BlockingTransaction(passed - behind, *facts))
-        return sorted(found, key=lambda blocking: blocking.xid)
+        behind = [((passed - xid) % _XID_MODULUS, facts) for xid, *facts in rows]
+        return [
+            BlockingTransaction(passed - distance, *facts)
+            for distance, facts in sorted(behind, key=lambda pair: -pair[0])
+            if distance < _XID_MODULUS // 2
+        ]
 
     def _version(self, snapshot: str) -> SnapshotVersion:
         """Parse `xmin:xmax:xip`, as pg_current_snapshot() writes it."""
@@ -363,22 +339,19 @@ def _decoded(
     """
     result = cursor.pgresult
     assert result is not None
-    for position, (name, codec) in enumerate(zip(names, codecs, strict=True)):
+    columns = list(zip(range(len(names)), names, codecs, strict=True))
+    for position, name, codec in columns:
         if codec.select == "{}" and result.ftype(position) != table.column(name).base_oid:
             raise StopPipeline(
                 f"column {name!r} of {table.name} has changed its type; start the daemon again, so that it reads "
                 "the columns anew"
             )
-    rows: list[Mapping[str, Any]] = []
-    columns = [
-        (position, name, codec.decode)
-        for position, (name, codec) in enumerate(zip(names, codecs, strict=True))
-    ]
+    rows: list[Row] = []
     for number in range(result.ntuples):
         row: dict[str, Any] = {}
-        for position, name, decode in columns:
+        for position, name, codec in columns:
             value = result.get_value(number, position)
-            row[name] = None if value is None else decode(value.decode())
+            row[name] = None if value is None else codec.decode(value.decode())
         rows.append(row)
     return tuple(rows)
 

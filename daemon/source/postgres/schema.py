@@ -124,11 +124,7 @@ class TableSchema:
         steps = {name: codec.normalise for name, codec in codecs.items() if codec and codec.normalise}
         if not steps:
             return None
-
-        def normalise_row(row: Row) -> Row:
-            return {**row, **{name: normalise(row[name]) for name, normalise in steps.items()}}
-
-        return normalise_row
+        return lambda row: {**row, **{name: normalise(row[name]) for name, normalise in steps.items()}}
 
     def key_of(self, row: Row) -> tuple[str, ...]:
         """Return the key of a row as text, as a record's key gives it."""

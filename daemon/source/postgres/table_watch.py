@@ -3,41 +3,34 @@
 What a table was is kept in Redis beside the data, so that a change made while no daemon ran is seen too.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
 
 from daemon.errors import StopPipeline
 from daemon.index.connection import Client, translated
-from daemon.index.layout import tables_key
+from daemon.index.layout import pipeline_key
 from daemon.source.postgres.identity import Mark
-from daemon.source.postgres.reader import PostgresReader, TableSchema
+from daemon.source.postgres.reader import PostgresReader
+from daemon.source.postgres.schema import TableSchema
 
 
+@dataclass(frozen=True, slots=True)
 class TableWatch:
     """Watches one table for one pipeline.
 
-    Args:
-        client: of Redis.
-        reader: of the source.
-        pipeline: its name.
+    Attributes:
         table: as the pipeline was built for.
         columns: those that the pipeline needs.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        reader: PostgresReader,
-        pipeline: str,
-        table: TableSchema,
-        columns: tuple[str, ...],
-    ) -> None:
-        self._client = client
-        self._reader = reader
-        self._key = tables_key(pipeline)
-        self._table = table
-        self._columns = columns
+    client: Client
+    reader: PostgresReader
+    pipeline: str
+    table: TableSchema
+    columns: Sequence[str]
 
     async def check(self, mark: Mark) -> None:
         """Compare the table with the last look: mark each difference first, then note what the table is now.
@@ -48,11 +41,18 @@ class TableWatch:
             StopPipeline: the key, or a column that the pipeline needs, is not what the pipeline was built for.
             FailureClass: the source or Redis failed.
         """
-        table = await self._reader.schema(self._table.name)
+        table = await self.reader.schema(self.table.name)
         self._check_columns(table)
-        facts = orjson.dumps(_facts(table))
+        facts = orjson.dumps(
+            {
+                "table_made_anew": table.oid,
+                "table_rewritten": table.filenode,
+                "partitions_changed": table.partitions,
+                "publication_changed": table.publication,
+            }
+        )
         with translated():
-            stored = await cast(Any, self._client).get(self._key)
+            stored = await cast(Any, self.client).get(pipeline_key(self.pipeline, "table"))
         # Both from JSON: a tuple is not equal to the list that it became.
         now, before = orjson.loads(facts), orjson.loads(stored or facts)
         for name, value in now.items():
@@ -60,27 +60,18 @@ class TableWatch:
                 await mark(name)
         if stored is None or before != now:
             with translated():
-                await cast(Any, self._client).set(self._key, facts)
+                await cast(Any, self.client).set(pipeline_key(self.pipeline, "table"), facts)
 
     def _check_columns(self, table: TableSchema) -> None:
-        if table.key != self._table.key:
+        if table.key != self.table.key:
             raise StopPipeline(
                 f"the primary key of {table.name} is now ({', '.join(table.key)}), it was "
-                f"({', '.join(self._table.key)}); the index holds the old ids: give the pipeline a new name"
+                f"({', '.join(self.table.key)}); the index holds the old ids: give the pipeline a new name"
             )
-        for name in self._columns:
-            before, now = self._table.column(name), table.column(name)
+        for name in self.columns:
+            before, now = self.table.column(name), table.column(name)
             if now.type_oid != before.type_oid:
                 raise StopPipeline(
                     f"column {name!r} of {table.name} is now {now.type_name}, it was {before.type_name}; start the "
                     "daemon again, then run `livevec verify --repair`"
                 )
-
-
-def _facts(table: TableSchema) -> dict[str, object]:
-    return {
-        "table_made_anew": table.oid,
-        "table_rewritten": table.filenode,
-        "partitions_changed": table.partitions,
-        "publication_changed": table.publication,
-    }

@@ -71,43 +71,35 @@ class Codec:
     """How a column is read.
 
     Attributes:
-        select: the expression to select, with {} for the quoted column.
         decode: its text -> the value in Debezium's JSON.
         key_literal: the text of a record's key -> what the type's input function takes; None: not for keys.
         normalise: the value in an envelope -> the one that `decode` gives; None: it is the same.
+        select: the expression to select, with {} for the quoted column.
     """
 
-    select: str
     decode: Decode
-    key_literal: Callable[[str], str] | None
+    key_literal: Callable[[str], str] | None = None
     normalise: Callable[[Any], Any] | None = None
+    select: str = "{}"
 
 
 def codec(column: ColumnType) -> Codec | None:
     """Return how to read a column of this type; None: it cannot be made equal to what Debezium carries."""
     if column.array:
-        element = _str if column.enum else _ELEMENTS.get(column.name)
+        element = str if column.enum else _ELEMENTS.get(column.name)
         if element is None:
             return None
-        return Codec("{}", _array(element), None, _float4s if element is _float4 else None)
+        return Codec(_array(element), normalise=_float4s if element is _float4 else None)
     if column.enum:
-        return Codec("{}", _str, _str)
+        return Codec(str, str)
     if column.name in ("bit", "varbit"):
-        return Codec("{}", _bit if column.modifier == 1 else _bits, None)
+        return Codec("1".__eq__ if column.modifier == 1 else _bits)
     if column.name == "timestamptz":
         digits = _MICROSECONDS if column.modifier < 0 else column.modifier
-        return Codec("{}", lambda text: _timestamptz(text, digits), _timestamp_literal)
+        return Codec(lambda text: _timestamptz(text, digits), _timestamp_literal)
     if column.name == "numeric" and column.modifier >= 4 and (column.modifier - 4) & 1024:
         return None
     return _SCALARS.get(column.name)
-
-
-def _str(text: str) -> str:
-    return text
-
-
-def _bool(text: str) -> bool:
-    return text == "t"
 
 
 def _float8(text: str) -> float | str:
@@ -141,10 +133,6 @@ def _numeric(text: str) -> str:
 
 def _bytea(text: str) -> str:
     return base64.b64encode(bytes.fromhex(text[2:])).decode()
-
-
-def _bit(text: str) -> bool:
-    return text == "1"
 
 
 def _bits(text: str) -> str:
@@ -252,8 +240,14 @@ _ARRAY_TOKEN = re.compile(r'(\{)|(\})|"((?:[^"\\]|\\.)*)"|([^{},"]+)', re.DOTALL
 # ---- from the text in a record's key back to what the type's input function takes
 
 
+_NUMERIC_LITERALS = {shown: name for name, shown in _NUMERIC_ENDS.items()}
+_DATE_LITERALS = {shown: name for name, shown in _DATE_ENDS.items()}
+# timestamptz shows an infinity as it is.
+_TIMESTAMP_LITERALS = {shown: name for name, text in _TIMESTAMP_ENDS.items() for shown in (text, name)}
+
+
 def _numeric_literal(text: str) -> str:
-    return {shown: name for name, shown in _NUMERIC_ENDS.items()}.get(text, text)
+    return _NUMERIC_LITERALS.get(text, text)
 
 
 def _bytea_literal(text: str) -> str:
@@ -261,18 +255,12 @@ def _bytea_literal(text: str) -> str:
 
 
 def _date_literal(text: str) -> str:
-    for literal, shown in _DATE_ENDS.items():
-        if text == shown:
-            return literal
-    return _with_era(text.removesuffix("Z"), "")
+    return _DATE_LITERALS.get(text) or _with_era(text.removesuffix("Z"), "")
 
 
 def _timestamp_literal(text: str) -> str:
-    for literal, shown in _TIMESTAMP_ENDS.items():
-        if text in (shown, literal):
-            return literal
     date, _, clock = text.partition("T")
-    return _with_era(date, " " + clock)
+    return _TIMESTAMP_LITERALS.get(text) or _with_era(date, " " + clock)
 
 
 def _with_era(date: str, clock: str) -> str:
@@ -286,43 +274,35 @@ def _with_era(date: str, clock: str) -> str:
     return f"{year:04d}{match[3]}{clock}"
 
 
-def _time_literal(text: str) -> str:
-    return text.removesuffix("Z")
-
-
-def _text(literal: Callable[[str], str] | None = None) -> Codec:
-    return Codec("{}", _str, literal)
-
-
 _SCALARS: dict[str, Codec] = {
-    **dict.fromkeys(("int2", "int4", "int8", "oid"), Codec("{}", int, _str)),
+    **dict.fromkeys(("int2", "int4", "int8", "oid"), Codec(int, str)),
     **dict.fromkeys(
         ("text", "varchar", "bpchar", "char", "citext", "uuid", "inet", "cidr", "macaddr", "macaddr8"),
-        _text(_str),
+        Codec(str, str),
     ),
     **dict.fromkeys(
         ("json", "jsonb", "ltree", "tsvector", "int4range", "int8range", "numrange", "daterange", "tsrange"),
-        _text(),
+        Codec(str),
     ),
-    "bool": Codec("{}", _bool, _str),
-    "float4": Codec("{}", _float4, None, float4),
-    "float8": Codec("{}", _float8, None),
-    "numeric": Codec("{}", _numeric, _numeric_literal),
-    "money": Codec("{}::numeric", _numeric, None),
-    "bytea": Codec("{}", _bytea, _bytea_literal),
-    "date": Codec("{}", _date, _date_literal),
-    "time": Codec("{}", _time, _time_literal),
-    "timetz": Codec("{}", _timetz, None),
-    "timestamp": Codec("{}", _timestamp, _timestamp_literal),
-    "interval": Codec("{}", _interval, None),
+    "bool": Codec("t".__eq__, str),
+    "float4": Codec(_float4, normalise=float4),
+    "float8": Codec(_float8),
+    "numeric": Codec(_numeric, _numeric_literal),
+    "money": Codec(_numeric, select="{}::numeric"),
+    "bytea": Codec(_bytea, _bytea_literal),
+    "date": Codec(_date, _date_literal),
+    "time": Codec(_time, lambda text: text.removesuffix("Z")),
+    "timetz": Codec(_timetz),
+    "timestamp": Codec(_timestamp, _timestamp_literal),
+    "interval": Codec(_interval),
 }
 _ELEMENTS: dict[str, Decode] = {
     **dict.fromkeys(("int2", "int4", "int8", "oid"), int),
     **dict.fromkeys(
         ("text", "varchar", "bpchar", "char", "citext", "uuid", "inet", "cidr", "macaddr", "json", "jsonb"),
-        _str,
+        str,
     ),
-    "bool": _bool,
+    "bool": "t".__eq__,
     "float4": _float4,
     "float8": _float8,
     "numeric": _numeric,

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from daemon.core.version import Version
+from daemon.index.connection import Command
 from daemon.index.layout import Layout
-from daemon.index.writer import Command, Delete, Put, Touch
+from daemon.index.writer import Delete, Put, Touch
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from daemon.errors import LivevecError, RejectRow
-from daemon.index.layout import Layout, anchors_key, positions_key
+from daemon.index.layout import Layout, positions_key, source_key
 from daemon.settings import BatchingSettings, Config, KafkaSettings, RedisSettings, RetrySettings
 from tests.support.ordering.faults import EVERY_FAULT, EVERY_RULE, Fault, Rule
 from tests.support.ordering.postgres import PARTITIONS, Server
@@ -245,7 +245,7 @@ class History:
         redis = self._servers.redis
         if Fault.XID_JUMP in self._faults:
             return  # a Redis that loses anchors leaves more than 2^31 ids between two, which is more than is promised
-        if not redis.keyspace.there(anchors_key(self._database.source_name)):
+        if not redis.keyspace.there(source_key(self._database.source_name, "anchors")):
             # Changes of an era of which no anchor is left cannot be read by a daemon of the next: see docs/testing.md.
             return
         position = self._position_of_messages()

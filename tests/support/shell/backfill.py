@@ -14,7 +14,7 @@ from unittest.mock import patch
 from daemon.core.version import LogVersion, SnapshotVersion, decode, replaces
 from daemon.errors import ConfigError, RejectRow, RetryLater
 from daemon.index.durability import Durability
-from daemon.index.layout import document_id, document_key, versions_key
+from daemon.index.layout import document_id, document_key, pipeline_key
 from daemon.patience import Patience
 from daemon.projection import build
 from daemon.projection.build import Projection, opened
@@ -115,7 +115,7 @@ class Worker:
     async def _run(self, edges: FakeEdges) -> None:
         _EDGES.set(edges)
         [pipeline] = self._shell.config.pipelines
-        registry = versions_key(pipeline.name)
+        registry = pipeline_key(pipeline.name, "versions")
         while True:
             await asyncio.sleep(_LOOK_S)
             if not self._shell.servers.redis.keyspace.there(registry):

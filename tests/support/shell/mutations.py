@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from daemon.core.progress import PartitionProgress, Receipt
 from daemon.index.connection import translated
-from daemon.index.layout import reconcile_key
+from daemon.index.layout import pipeline_key
 from daemon.index.positions import Positions, Verdict
 from daemon.index.writer import IndexWriter
 from daemon.live.dispatcher import Dispatcher, Kind
@@ -126,7 +126,7 @@ def clear_marks_by_name() -> AbstractContextManager[Any]:
     async def reconciled(self: IndexWriter, marks: dict[str, float]) -> None:
         if marks:
             with translated():
-                await self._client.hdel(reconcile_key(self.layout.pipeline), *marks)
+                await self.client.hdel(pipeline_key(self.layout.pipeline, "reconcile"), *marks)
 
     return patch.object(IndexWriter, "reconciled", reconciled)
 

@@ -14,13 +14,8 @@ from daemon.core.change import Row
 from daemon.core.version import Anchor, SnapshotVersion
 from daemon.errors import RetryLater
 from daemon.settings import ERA_HEADER, PostgresSource
-from daemon.source.postgres.reader import (
-    BlockingTransaction,
-    ColumnInfo,
-    SnapshotRows,
-    SourceIdentity,
-    TableSchema,
-)
+from daemon.source.postgres.reader import BlockingTransaction, SnapshotRows, SourceIdentity
+from daemon.source.postgres.schema import ColumnInfo, TableSchema
 from daemon.source.postgres.values import ColumnType
 from tests.support.ordering.postgres import Event, Postgres
 from tests.support.shell.faults import Faults

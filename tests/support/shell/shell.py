@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from daemon.core.vectors import decode
-from daemon.index.layout import Layout, positions_key, versions_key
+from daemon.index.layout import Layout, pipeline_key, positions_key
 from daemon.index.registry import IndexVersion
 from daemon.live.service import Service
 from daemon.settings import (
@@ -251,7 +251,7 @@ def documents(servers: Servers, pipeline: str, version: int | None = None) -> di
 
 
 def _model(servers: Servers, pipeline: str, version: int) -> str:
-    record = servers.redis.keyspace.hash(versions_key(pipeline)).get(str(version).encode())
+    record = servers.redis.keyspace.hash(pipeline_key(pipeline, "versions")).get(str(version).encode())
     assert record is not None, f"the registry of {pipeline} has no version {version}"
     return IndexVersion.decode(record).model
 

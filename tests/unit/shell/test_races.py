@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from daemon.errors import StopProcess
-from daemon.index.layout import Layout, reconcile_key, versions_key
+from daemon.index.layout import Layout, pipeline_key
 from daemon.index.registry import IndexVersion
 from daemon.settings import BatchingSettings, RetrySettings
 from tests.support.ordering.faults import Rule
@@ -94,7 +94,7 @@ def _refuse_marks_once(shell: Shell) -> None:
 
 async def register(shell: Shell, model: str) -> int:
     """Register another index version, as `livevec reindex` does."""
-    keyspace, key = shell.servers.redis.keyspace, versions_key(PIPELINE)
+    keyspace, key = shell.servers.redis.keyspace, pipeline_key(PIPELINE, "versions")
     first = IndexVersion.decode(keyspace.hash(key)[b"1"])
     second = replace(first, number=2, model=model, fingerprint=f"fingerprint of {model}")
     keyspace.hash_set(key, {b"2": second.encode(), b"last": b"2"})
@@ -116,7 +116,7 @@ async def two_failing_batches_of_an_unseen_version_end_nothing(shell: Shell) -> 
     await asyncio.sleep(5)
     assert not shell.ended, f"the process has ended: {shell.failure!r}"
     assert shell.documents() == shell.servers.database.table()
-    assert b"failed:2" in shell.servers.redis.keyspace.hash(versions_key(PIPELINE))
+    assert b"failed:2" in shell.servers.redis.keyspace.hash(pipeline_key(PIPELINE, "versions"))
 
 
 async def a_version_whose_model_is_away_holds_up_nobody(shell: Shell) -> None:
@@ -194,7 +194,7 @@ async def what_is_older_than_a_markers_life_is_read_again(shell: Shell) -> None:
 async def a_mark_that_comes_up_again_is_dealt_with_again(shell: Shell) -> None:
     await begin(shell)
     worker, hold, keyspace = Worker(shell.loop, shell), Hold(), shell.servers.redis.keyspace
-    key = reconcile_key(PIPELINE)
+    key = pipeline_key(PIPELINE, "reconcile")
     shell.servers.faults.script = lambda call: hold if call.name == "chunk" else None
     keyspace.hash_set(key, {b"redis_went_back": b"1700000000.5"})
     with reached_through_edges():
