@@ -117,14 +117,13 @@ class Positions:
             # Partitions may have been released, or claimed anew, while Redis was asked.
             known.update((p, moves[p]) for p, position in expected.items() if known.get(p) == position)
             return Verdict.ADVANCED
-        restarted = differing[0] == _SERVER.encode()
-        stored = _stored(differing[2:] if restarted else differing, expected)
-        if restarted:
+        if differing[0] == _SERVER.encode():
             # Of all positions that are held, not only of those that move.
             held = dict(known)
             unmoved = [text for p, position in held.items() for text in (_field(p), *[position.encode()] * 2)]
             stored = _stored(await self._call(key, unmoved), held)
             return Verdict.WENT_BACK if _verdict(stored, held) is Verdict.WENT_BACK else Verdict.RESTARTED
+        stored = _stored(differing, expected)
         if all(
             position is not None
             and position.claim == expected[p].claim
