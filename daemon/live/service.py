@@ -82,7 +82,8 @@ class Service:
         try:
             async with self._closing:
                 try:
-                    async with self._background([Chore("signs of life", 1.0, self._be_alive)]):
+                    # While the loop turns, waiting for a part is no reason to be killed.
+                    async with self._background([Chore("signs of life", 1.0, partial(asyncio.sleep, 0))]):
                         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
                     if starting.done():
                         await self._work(*starting.result())
@@ -210,9 +211,6 @@ class Service:
             mirror.dispatcher.abandon()
         log.info("stopped")
 
-    async def _be_alive(self) -> None:
-        """The loop turns: waiting for a part is no reason to be killed."""
-
     async def _tell_live(self, parts: Parts, versions: LiveVersions) -> None:
         """Let the slow lanes make room as long as batches are made."""
         launched = sum(mirror.dispatcher.launched for mirror in versions.all())
@@ -254,17 +252,14 @@ class Service:
                 continue
             try:
                 if mirror.watch is None:
-                    await self._watch_topic(parts, mirror)
+                    assert self._partitions is not None
+                    topic = self._config.topic(mirror.pipeline)
+                    count = await self._partitions.reader.partitions(topic)
+                    await check_partitions(parts.redis, mirror.pipeline.name, topic, count)
                 else:
                     await mirror.watch.check(lambda reason, mirror=mirror: _mark(mirror, reason))  # type: ignore[misc]
             except StopPipeline as error:
                 mirror.dispatcher.fail(error)
-
-    async def _watch_topic(self, parts: Parts, mirror: Mirror) -> None:
-        assert self._partitions is not None
-        topic = self._config.topic(mirror.pipeline)
-        count = await self._partitions.reader.partitions(topic)
-        await check_partitions(parts.redis, mirror.pipeline.name, topic, count)
 
     @contextlib.asynccontextmanager
     async def _background(self, chores: Sequence[Chore]) -> AsyncIterator[None]:

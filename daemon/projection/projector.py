@@ -256,7 +256,8 @@ class Projector:
             elif step is Step.EMBED:
                 to_embed.append(work)
             else:
-                work.unchanged = before is not None and before.metadata_hash == _metadata_hash(work)
+                stored_hash = None if before is None else before.metadata_hash
+                work.unchanged = work.document is not None and work.document.metadata_hash == stored_hash
                 ready.append((work, self._write_of(work, step)))
         if self._donor is not None:
             to_embed = await self._reuse(self._donor, to_embed, ready)
@@ -398,10 +399,6 @@ class Projector:
 
 
 _STEPS = {Delete: Step.DELETE, Touch: Step.TOUCH, Put: Step.EMBED}
-
-
-def _metadata_hash(work: Work) -> str | None:
-    return None if work.document is None else work.document.metadata_hash
 
 
 def _put(work: Work, document: Document, chunks: tuple[tuple[str, bytes], ...]) -> Put:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from daemon.core.plan import Stored
 from daemon.index import schema
-from daemon.index.connection import Client, IndexMissing, translated
+from daemon.index.connection import Client, IndexMissing, pipelined, translated
 from daemon.index.keyspace import Keyspace
 from daemon.index.writer import IndexWriter
 
@@ -161,13 +161,7 @@ class StoredDocuments:
         return sorted_keys
 
     async def _pipelined(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
-        if not commands:
-            return []
-        pipe = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        with translated():
-            return await pipe.execute()
+        return await pipelined(self._client, commands) if commands else []
 
 
 def _chunk(fields: Mapping[bytes, bytes]) -> StoredChunk | None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.core.exact import NearestOf, distances
+from daemon.core.vectors import NearestOf, distances
 
 
 def test_distances_are_those_of_the_index() -> None:

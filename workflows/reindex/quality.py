@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import numpy as np
 
-from daemon.core.exact import Floats, NearestOf, distances
-from daemon.core.vectors import decode
+from daemon.core.vectors import Floats, NearestOf, decode, distances
 from daemon.embedding.embedder import Embedder
 from daemon.embedding.factory import make_embedder
 from daemon.index.layout import Layout, document_id
