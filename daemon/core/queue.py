@@ -7,6 +7,7 @@ from itertools import islice
 from daemon.core.batching import Waiting
 from daemon.core.change import Change
 from daemon.core.progress import Receipt
+from daemon.errors import RejectRow
 
 _TOKENS_PER_BYTE = 0.25
 _ITEM_BYTES = 800
@@ -24,6 +25,7 @@ class Item:
         record: the newest change's raw record, for a dead letter; opaque here.
         waiting: what the policy sees.
         received_at_s: when the newest was received, by the wall clock.
+        refused: why the record could not be decoded; None: it could.
         is_settled: whether its receipts are settled.
     """
 
@@ -34,6 +36,7 @@ class Item:
     waiting: Waiting
     size_bytes: int
     received_at_s: float = 0.0
+    refused: RejectRow | None = None
     is_settled: bool = False
 
     def settle(self) -> None:

@@ -10,26 +10,23 @@ All of them count as waiting until they are acknowledged, so that what is full p
 
 import asyncio
 import time
-from collections import Counter, deque
-from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
-from daemon.core.batching import Close, Deadline, Finished, Policy, Running
+from daemon.core.batching import Close, Deadline, Policy, Running
 from daemon.core.change import Operation, Outcome
-from daemon.core.progress import Receipt
 from daemon.core.queue import ChangeQueue, Item
-from daemon.core.work import Refusal, Work
-from daemon.errors import RejectRow, StopPipeline
+from daemon.core.work import Work
+from daemon.errors import StopPipeline
 from daemon.projection.projector import Projector
 from daemon.telemetry.metrics import PipelineMetrics
 
 INVISIBLE_PAUSE_S = 0.02
 """How long to wait before a row is read again whose change was not visible yet."""
-_REREADS_MAX = 2
 _CALM_POLL_S = 0.5
 log = structlog.get_logger(__name__)
 
@@ -53,23 +50,8 @@ class Kind(Enum):
     REFUSAL = "refusal"
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """A record that could not be decoded."""
-
-    refusal: Refusal
-    error: RejectRow
-    receipt: Receipt
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A task's work."""
-
-    kind: Kind
-    items: Sequence[Item]
-    refused: _Refused | None = None
+_BESIDE = {Kind.REREAD: (2, 500), Kind.SWEEP: (1, 1), Kind.REFUSAL: (1, 1)}
+"""Most tasks of a kind at once, and most items of each, beside the batches."""
 
 
 class Dispatcher:
@@ -103,13 +85,9 @@ class Dispatcher:
         self._in_flight_max = in_flight_max
         self._metrics = metrics
         self._owner = owner
-        self._queue = ChangeQueue()
-        self._hints = ChangeQueue()
+        self._queues = {kind: ChangeQueue() for kind in Kind}
         self._invisible = 0
-        self._sweeps: deque[Item] = deque()
-        self._refused: deque[_Refused] = deque()
-        self._refused_bytes = 0
-        self._running: dict[asyncio.Task[None], _Flight] = {}
+        self._running: dict[asyncio.Task[None], tuple[Kind, Sequence[Item]]] = {}
         self._counts: Counter[Kind] = Counter()
         self._embedding: dict[asyncio.Task[None], Running] = {}
         self._moved_at_s = time.monotonic()
@@ -129,49 +107,39 @@ class Dispatcher:
         if self.stopped is not None or self.retired:
             self._give_up([item])
             return
-        self._wake()
-        operation = item.change.operation
-        if operation is Operation.TRUNCATE:
-            self._sweeps.append(item)
+        if self._idle.is_set():
+            self._idle.clear()
+            self._move()
+        if item.refused is not None:
+            kind = Kind.REFUSAL
+        elif item.change.operation is Operation.TRUNCATE:
+            kind = Kind.SWEEP
         elif self._projector.is_hint(item.change, time.time()):
-            self._hints.put(item)
+            kind = Kind.REREAD
         else:
-            self._queue.put(item)
-
-    def refuse(self, refusal: Refusal, error: RejectRow, receipt: Receipt, size_bytes: int) -> None:
-        """Take a record that could not be decoded; it is dead-lettered, and then acknowledged."""
-        refused = _Refused(refusal, error, receipt, size_bytes)
-        if self.stopped is not None or self.retired:
-            self._give_up_refused([refused])
-            return
-        self._wake()
-        self._refused.append(refused)
-        self._refused_bytes += size_bytes
+            kind = Kind.BATCH
+        self._queues[kind].put(item)
 
     def pump(self) -> None:
         """Start whatever may run now."""
         if self.stopped is None and not self.retired:
             self._close_batches()
-            while len(self._hints) and self._counts[Kind.REREAD] < _REREADS_MAX:
-                self._launch(_Flight(Kind.REREAD, self._hints.take(self._batch_max)))
-            if self._sweeps and not self._counts[Kind.SWEEP]:
-                self._launch(_Flight(Kind.SWEEP, [self._sweeps.popleft()]))
-            if self._refused and not self._counts[Kind.REFUSAL]:
-                self._launch(_Flight(Kind.REFUSAL, (), self._refused[0]))
+            for kind, (tasks_max, items_max) in _BESIDE.items():
+                while len(self._queues[kind]) and self._counts[kind] < tasks_max:
+                    self._launch(kind, self._queues[kind].take(min(items_max, self._batch_max)))
         self._show()
 
     # ---- what the owner asks and says
 
     @property
     def waiting_changes(self) -> int:
-        """Records that wait: for a batch, for the source, or for the dead letters."""
-        others = self._invisible + len(self._sweeps) + len(self._refused)
-        return self._queue.changes + self._hints.changes + others
+        """Records that wait: for a batch, for the source, for a sweep, or for the dead letters."""
+        return sum(queue.changes for queue in self._queues.values()) + self._invisible
 
     @property
     def waiting_bytes(self) -> int:
         """Memory that they take, estimated."""
-        return self._queue.size_bytes + self._hints.size_bytes + self._refused_bytes
+        return sum(queue.size_bytes for queue in self._queues.values())
 
     async def drained(self) -> None:
         """Wait until nothing waits and nothing runs."""
@@ -183,16 +151,9 @@ class Dispatcher:
 
     def abandon(self) -> None:
         """Forget what waits and cancel what runs; its records were not acknowledged and will be read again."""
-        self._give_up(self._queue)
-        self._give_up(self._hints)
-        self._give_up(self._sweeps)
-        if self._counts[Kind.REFUSAL] and self._refused:
-            self._refused.popleft()  # its task gives it up
-        self._give_up_refused(self._refused)
-        self._queue, self._hints = ChangeQueue(), ChangeQueue()
-        self._sweeps.clear()
-        self._refused.clear()
-        self._refused_bytes = 0
+        for queue in self._queues.values():
+            self._give_up(queue)
+        self._queues = {kind: ChangeQueue() for kind in Kind}
         for task in self._running:
             task.cancel()
         self._rest()
@@ -217,9 +178,10 @@ class Dispatcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while len(self._queue) and self._counts[Kind.BATCH] < self._in_flight_max:
+        queue = self._queues[Kind.BATCH]
+        while len(queue) and self._counts[Kind.BATCH] < self._in_flight_max:
             now_s = time.time()
-            waiting = self._queue.waiting(self._batch_max)
+            waiting = queue.waiting(self._batch_max)
             decision = self._policy.decide(now_s, waiting, list(self._embedding.values()))
             if not isinstance(decision, Close):
                 if decision.until_s < float("inf"):
@@ -227,56 +189,54 @@ class Dispatcher:
                     self._timer = asyncio.get_running_loop().call_later(pause_s, self.pump)
                 return
             items = []
-            for item in self._queue.take(decision.count):
+            for item in queue.take(decision.count):
                 # It may have grown old while it waited.
                 if self._projector.is_hint(item.change, now_s):
-                    self._hints.put(item)
+                    self._queues[Kind.REREAD].put(item)
                 else:
                     items.append(item)
             if items:
-                self._launch(_Flight(Kind.BATCH, items))
+                self._launch(Kind.BATCH, items)
 
-    def _launch(self, flight: _Flight) -> None:
-        work: Coroutine[Any, Any, None]
-        match flight.kind:
-            case Kind.BATCH:
-                work = self._run_batch(flight.items)
-            case Kind.REREAD:
-                work = self._run_hints(flight.items)
-            case Kind.SWEEP:
-                work = self._run_sweep(flight.items[0])
-            case Kind.REFUSAL:
-                assert flight.refused is not None
-                work = self._run_refusal(flight.refused)
-        task = asyncio.get_running_loop().create_task(work)
-        self._running[task] = flight
-        self._counts[flight.kind] += 1
-        if flight.kind in (Kind.BATCH, Kind.REREAD):
-            self._metrics.batch.observe(len(flight.items))
+    def _launch(self, kind: Kind, items: Sequence[Item]) -> None:
+        run = {
+            Kind.BATCH: self._run_batch,
+            Kind.REREAD: self._run_hints,
+            Kind.SWEEP: self._run_sweep,
+            Kind.REFUSAL: self._run_refusal,
+        }[kind]
+        task = asyncio.get_running_loop().create_task(run(items))
+        self._running[task] = kind, items
+        self._counts[kind] += 1
+        if kind in (Kind.BATCH, Kind.REREAD):
+            self._metrics.batch.observe(len(items))
             self.launched += 1
-            tokens = sum(item.waiting.tokens for item in flight.items)
-            self._embedding[task] = Running(tokens)
+            self._embedding[task] = Running(sum(item.waiting.tokens for item in items))
         task.add_done_callback(self._ended)
 
     async def _run_batch(self, items: Sequence[Item]) -> None:
         works = [self._work(item) for item in items]
-        self._observe(await self._projector.process(works, self._embedded))
+        finished = await self._projector.process(works, self._embedded)
+        self._policy.observe(time.time(), finished)
 
     async def _run_hints(self, items: Sequence[Item]) -> None:
         works = {self._work(item): item for item in items}
         finished, invisible = await self._projector.reread(list(works), self._embedded)
-        self._observe(finished)
+        self._policy.observe(time.time(), finished)
         if invisible:
             again = [works[work] for work in invisible]
             self._invisible += sum(len(item.receipts) for item in again)
-            asyncio.get_running_loop().call_later(INVISIBLE_PAUSE_S, self._read_again, again, self._hints)
+            asyncio.get_running_loop().call_later(INVISIBLE_PAUSE_S, self._read_again, again, self._queues)
 
-    async def _run_sweep(self, item: Item) -> None:
-        await self._projector.truncate(self._work(item), lambda _: self._move())
+    async def _run_sweep(self, items: Sequence[Item]) -> None:
+        for item in items:
+            await self._projector.truncate(self._work(item), lambda _: self._move())
 
-    async def _run_refusal(self, refused: _Refused) -> None:
-        await self._projector.refuse(refused.refusal, refused.error)
-        refused.receipt.settle()
+    async def _run_refusal(self, items: Sequence[Item]) -> None:
+        for item in items:
+            assert item.refused is not None
+            await self._projector.refuse(self._work(item).refusal(), item.refused)
+            item.settle()
 
     def _work(self, item: Item) -> Work:
         change = item.change
@@ -303,29 +263,25 @@ class Dispatcher:
         if task is not None and self._embedding.pop(task, None) is not None:
             self.pump()
 
-    def _read_again(self, items: Sequence[Item], hints: ChangeQueue) -> None:
+    def _read_again(self, items: Sequence[Item], queues: Mapping[Kind, ChangeQueue]) -> None:
         self._invisible -= sum(len(item.receipts) for item in items)
-        if hints is self._hints:
+        if queues is self._queues:
             for item in items:
-                self._hints.put(item)
+                self._queues[Kind.REREAD].put(item)
             self.pump()
         else:
             self._give_up(items)
             self._rest()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        flight = self._running.pop(task)
-        self._counts[flight.kind] -= 1
+        kind, items = self._running.pop(task)
+        self._counts[kind] -= 1
         self._embedding.pop(task, None)
-        if self._refused and self._refused[0] is flight.refused:
-            self._refused_bytes -= self._refused.popleft().size_bytes
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.fail(error)
         if task.cancelled() or error is not None:
-            self._give_up(flight.items)
-            if flight.refused is not None:
-                self._give_up_refused([flight.refused])
+            self._give_up(items)
         else:
             self._move()
         self._rest()
@@ -334,16 +290,8 @@ class Dispatcher:
 
     # ---- at rest
 
-    def _wake(self) -> None:
-        if self._idle.is_set():
-            self._idle.clear()
-            self._move()
-
     def _move(self) -> None:
         self._moved_at_s = time.monotonic()
-
-    def _observe(self, finished: Finished) -> None:
-        self._policy.observe(time.time(), finished)
 
     def _rest(self) -> None:
         """Note when there is nothing left to do."""
@@ -366,12 +314,6 @@ class Dispatcher:
                 self._metrics.outcomes[Outcome.ABANDONED].inc(len(item.receipts))
                 if self.retired:
                     item.settle()
-
-    def _give_up_refused(self, refused: Iterable[_Refused]) -> None:
-        for one in refused:
-            self._metrics.outcomes[Outcome.ABANDONED].inc()
-            if self.retired:
-                one.receipt.settle()
 
     def _show(self) -> None:
         self._metrics.queued.set(self.waiting_changes)

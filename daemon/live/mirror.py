@@ -9,7 +9,6 @@ from daemon.core.change import Change, Operation, Outcome
 from daemon.core.document import DocumentBuilder
 from daemon.core.progress import Receipt
 from daemon.core.queue import Item, size_estimate, tokens_estimate
-from daemon.core.work import Refusal
 from daemon.embedding.embedder import Embedder, TextEmbedder
 from daemon.embedding.factory import Embedders, StartingEmbedder
 from daemon.errors import LivevecError, RejectRow, RetryLater, StopPipeline
@@ -115,8 +114,9 @@ class Mirror:
         try:
             change = self._decoder.decode(record)
         except RejectRow as error:
-            refusal = Refusal("", Operation.REREAD, None, record.appended_at_s, record)
-            self.dispatcher.refuse(refusal, error, receipt, size_estimate(record.size_bytes))
+            at_s = record.appended_at_s
+            change = Change(Operation.REREAD, (), None, None, 0, None, at_s, at_s)
+            self.dispatcher.put(self._item(record, change, receipt, error))
             return
         except StopPipeline as error:
             self.dispatcher.fail(error)
@@ -163,7 +163,9 @@ class Mirror:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed(error)
 
-    def _item(self, record: Record, change: Change, receipt: Receipt) -> Item:
+    def _item(
+        self, record: Record, change: Change, receipt: Receipt, refused: RejectRow | None = None
+    ) -> Item:
         tokens = 0
         if change.row is not None:
             tokens = tokens_estimate(self._builder.text_size(change.row))
@@ -177,6 +179,7 @@ class Mirror:
             waiting=Waiting(record.received_at_s, change.committed_at_s + self._target_s, tokens),
             size_bytes=size_estimate(record.size_bytes),
             received_at_s=record.received_at_s,
+            refused=refused,
         )
 
 

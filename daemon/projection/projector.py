@@ -51,14 +51,6 @@ class DeadLetters(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Projected:
-    """What became of rows that were read from the source, by outcome, and what embedding them took."""
-
-    outcomes: Counter[Outcome]
-    finished: Finished
-
-
 @dataclass(slots=True)
 class Clock:
     """Wall-clock moments of one batch, for the stages of its samples."""
@@ -189,8 +181,10 @@ class Projector:
         rows: Sequence[SourceRow],
         rewrite: Collection[str] = (),
         on_embedded: Callable[[], None] = lambda: None,
-    ) -> Projected:
-        """Bring documents up to date with rows that were read from the source; counted by outcome, not as news.
+    ) -> tuple[Counter[Outcome], Finished]:
+        """Bring documents up to date with rows that were read from the source; they are no news.
+
+        Returns what became of the rows, by outcome, and what embedding them took.
 
         Args:
             rows: document id, snapshot that the row was read at, and the row; None: there was none.
@@ -219,7 +213,7 @@ class Projector:
             for identifier, version, row in rows
         ]
         finished = await self.process(works, on_embedded)
-        return Projected(outcomes, finished)
+        return outcomes, finished
 
     async def refuse(self, refusal: Refusal, error: RejectRow) -> None:
         """Write a dead letter, and count it."""

@@ -143,17 +143,16 @@ class SlowLane:
                 self._share.leave()
 
         try:
-            projected = await self._projector.project(rows, rewrite, on_embedded=leave)
+            outcomes, finished = await self._projector.project(rows, rewrite, on_embedded=leave)
         finally:
             leave()
-        finished = projected.finished
         if finished.texts and finished.tokens:
             # Requests are all about as large as the time allows: what one token of such costs, all in all, is
             # enough to know, where a fixed cost and a slope could not be told apart.
             self._token_s += 0.2 * (
                 min(finished.embed_s / finished.tokens, 3 * self._token_s) - self._token_s
             )
-        return projected.outcomes
+        return outcomes
 
     async def _throttle(self, rows: int) -> None:
         rate = self.rate_rows_s
