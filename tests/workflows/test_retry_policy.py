@@ -208,7 +208,9 @@ async def test_a_failure_that_a_person_must_mend_stops_the_tries_and_loses_nothi
     skipped.rows.failures = [application_error(ConfigError("the pipeline is gone; bring it back"))]
     await skipped.feed("a")
     await skipped.skip(POLICY.pause_s_min)
-    status = await skipped.handle.query(Retry.status)
+    async with asyncio.timeout(60):
+        while not (status := await skipped.handle.query(Retry.status)).trouble:  # noqa: ASYNC110 - a query has no event
+            await asyncio.sleep(0.05)
     assert status.trouble == "the pipeline is gone; bring it back"
     assert (row.tries, status.waiting) == (0, {"embedder_refused": 1})
     await skipped.skip(600.0)
