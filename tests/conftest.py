@@ -15,6 +15,7 @@ from tests.support.stack_fixture import running_stack, throwaway_home
 
 CHAOS = Path(__file__).parent / "chaos"
 HISTORIES = Path(__file__).parent / "histories"
+WORKFLOWS = Path(__file__).parent / "workflows"
 
 
 def pytest_configure() -> None:
@@ -27,17 +28,18 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need the stack (`stack`) and those that break it (`chaos`), and group them for xdist.
 
-    With `--dist loadgroup` a group runs in one process: the tests of the stack, so that it is started once; those that
-    break it, which take as long again and so get a stack of their own; and each other module, for its own servers.
+    With `--dist loadgroup` a group runs in one process. The tests of the stack are two of about the same length, each
+    with a stack of its own: those of the workflows with those that break it, and the others. Each other module is one, for
+    its own servers.
     """
     for item in items:
         group = item.path.stem
         if "stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.stack)
-            group = "stack"
+            group = "stack" if WORKFLOWS not in item.path.parents else "workflows and chaos"
         if CHAOS in item.path.parents:
             item.add_marker(pytest.mark.chaos)
-            group = "chaos"
+            group = "workflows and chaos"
         # Histories share nothing: each block fills up whichever process has time.
         if item.get_closest_marker("xdist_group") is None and HISTORIES not in item.path.parents:
             item.add_marker(pytest.mark.xdist_group(group))
