@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need the stack (`stack`) and those that break it (`chaos`), and group them for xdist.
 
     With `--dist loadgroup` a group runs in one process. The tests of the stack are two of about the same length, each
-    with a stack of its own: those of the workflows with those that break it, and the others. Each other module is one, for
-    its own servers.
+    with a stack of its own: those of the workflows with those that break it, and the others. Each other module is one,
+    for its own servers.
     """
     for item in items:
         group = item.path.stem
