@@ -3,6 +3,7 @@
 Marks what a test needs, so that `-m "not stack"` leaves the slow ones out, and tells xdist what belongs together.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,12 @@ WORKFLOWS = Path(__file__).parent / "workflows"
 
 
 def pytest_configure() -> None:
-    """A shell starts what runs in the background with SIGINT ignored, which all processes of a test would inherit."""
+    """Undo what the processes of a test would inherit and production's do not.
+
+    A shell starts what runs in the background with SIGINT ignored. An environment that forbids to store bytecode makes
+    each of some hundred daemons and commands compile livevec anew, in a second.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
