@@ -77,14 +77,14 @@ def test_random_edits_while_running_end_in_an_equal_index(mirrored: MirroredTabl
     rnd = random.Random(seed)
     mirrored.connect()
     with mirrored.daemon() as daemon:
-        rows = [(n, f"title {n}", rnd.choice(SENTENCES), rnd.choice("abc"), n) for n in range(5_000)]
+        rows = [(n, f"title {n}", rnd.choice(SENTENCES), rnd.choice("abc"), n) for n in range(1_500)]
         with mirrored.db.cursor().copy(f"copy {mirrored.name} from stdin") as copy:
             for row in rows:
                 copy.write_row(row)
-        for _ in range(1_500):
+        for _ in range(1_000):
             _edit(mirrored, rnd)
         table = mirrored.wait_equal(180)
-        assert len(table) > 4_000
+        assert len(table) > 1_000
         verify = mirrored.command("verify", "--json")
         assert verify.returncode == 0, verify.stdout
         read = daemon.metrics()[f'livevec_changes_read_total{{pipeline="{mirrored.name}"}}']
@@ -92,7 +92,7 @@ def test_random_edits_while_running_end_in_an_equal_index(mirrored: MirroredTabl
 
 
 def _edit(mirrored: MirroredTable, rnd: random.Random) -> None:
-    key = rnd.randrange(2_000)
+    key = rnd.randrange(600)
     match rnd.randrange(6):
         case 0:
             mirrored.execute("delete from $T where id = %s", key)
@@ -112,15 +112,14 @@ def _edit(mirrored: MirroredTable, rnd: random.Random) -> None:
             )
 
 
-@pytest.mark.parametrize("moment", range(3))
-def test_a_killed_daemon_loses_nothing(mirrored: MirroredTable, moment: int) -> None:
-    rnd = random.Random(moment)
+def test_a_daemon_killed_again_and_again_loses_nothing(mirrored: MirroredTable) -> None:
+    rnd = random.Random(21)
     mirrored.connect()
     mirrored.execute(
-        "insert into $T select n, 'title ' || n, 'body of ' || n, 'a', n from generate_series(0, 1999) n"
+        "insert into $T select n, 'title ' || n, 'body of ' || n, 'a', n from generate_series(0, 599) n"
     )
     daemon = mirrored.start_daemon().wait_ready()
-    for _ in range(3):
+    for _ in range(4):
         time.sleep(rnd.uniform(0.0, 0.8))  # the moment of the kill is what varies
         daemon.kill()
         for _ in range(30):
